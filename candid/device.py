@@ -1,0 +1,85 @@
+"""Where the arithmetic happens and in which number format."""
+
+import resource
+import sys
+from typing import Literal
+
+import torch
+from torch import nn
+
+from candid.errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+MemoryFormat = Literal["contiguous", "channels-last"]
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`: auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:1, mps."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not any(name in (full, full.partition(":")[0]) for full in available):
+        raise InputError(f"There is no device {name!r}; this machine has {', '.join(available)}. Use --device auto.")
+    return device
+
+
+def choose_precision(asked: str, device: torch.device, model: nn.Module) -> Precision:
+    """The precision asked for, or for "auto" bf16 where this device gains by it with this network.
+
+    Depthwise and grouped convolutions are slower in bf16 than in fp32 on CPUs, and in networks without
+    normalisation the short format's rounding costs more than it saves; both stay in fp32.
+    """
+    if asked == "auto":
+        return "bf16" if _has_fast_bf16(device) and _gains_by_bf16(model) else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise InputError("training.precision is 'fp16' on the CPU; it must be 'fp32', 'bf16' or 'auto' there.")
+    return "fp32" if asked == "fp32" else "bf16" if asked == "bf16" else "fp16"
+
+
+def choose_memory_format(asked: str) -> MemoryFormat:
+    """The memory format asked for; for "auto" channels last, which convolutions on CPUs and GPUs prefer."""
+    return "contiguous" if asked == "contiguous" else "channels-last"
+
+
+def torch_memory_format(memory_format: MemoryFormat) -> torch.memory_format:
+    """What torch calls it."""
+    return torch.channels_last if memory_format == "channels-last" else torch.contiguous_format
+
+
+def describe_device(device: torch.device) -> str:
+    """The device's name for people, such as "cuda (NVIDIA H100)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory in MiB held so far: on a GPU by tensors, on the CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+    return False
+
+
+def _gains_by_bf16(model: nn.Module) -> bool:
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    normalises = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    wide = any(convolution.in_channels >= 16 for convolution in convolutions)
+    return normalises and wide and all(convolution.groups == 1 for convolution in convolutions)

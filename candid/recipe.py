@@ -1,0 +1,289 @@
+"""A recipe: all that decides a training run, frozen, refused at birth when it makes no sense.
+
+Every field has its one default here. `Recipe.from_toml` and `Recipe.override` report all problems together,
+each with the key, the value given and what is expected, before any work begins.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from candid.errors import InputError, did_you_mean
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class RecipeError(InputError):
+    """A recipe has a key or a value that cannot be used."""
+
+
+class Part(BaseModel):
+    """A frozen group of keys; an unknown key or a value of another type is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Part):
+    """Which pictures, how they are made square, and what is held out to choose by."""
+
+    name: str = "fashion-mnist-mini"
+    """A catalog name (`candid datasets`) or a folder."""
+    image_size: Annotated[int, Field(ge=0)] = 0
+    """Side in px that the network sees; 0 takes the data set's own, or else the network's."""
+    channels: Literal[0, 1, 3] = 0
+    """1 for grey, 3 for RGB; 0 takes what the data set has."""
+    validation: Annotated[float, Field(ge=0)] | None = None
+    """Examples held out of the training split: a count, or a share below 1; 0 trains on all. None takes the
+    data set's custom: 5,000 of CIFAR, 6,000 of SVHN, a tenth elsewhere."""
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    """What happens to a picture that is not square."""
+
+    @model_validator(mode="after")
+    def _validation_is_a_count_or_a_share(self) -> Self:
+        if self.validation is not None and self.validation >= 1 and self.validation % 1:
+            raise ValueError(
+                f"data.validation is {self.validation}; it must be a whole number of examples, or a share below 1."
+            )
+        return self
+
+
+class Augmentation(Part):
+    """Training-only randomness; the neutral value of each key switches it off."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Pad by so many px with black, then cut a random window of the original size."""
+    random_resized_crop: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cut a window of at least this share of the area, with sides from 3:4 to 4:3, and resize it; 0 is off."""
+    mirror: bool = False
+    """Swap left and right in half of the examples."""
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Scale brightness, contrast and saturation, each by a factor in [1 - value, 1 + value]."""
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
+    """Magnitude of two random operations of RandAugment (Cubuk et al. 2020), in [0, 30]; 0 is off."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Side in px of a square that is blanked (DeVries and Taylor 2017)."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup (Zhang et al. 2018): a blend of two examples and of their labels; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of CutMix (Yun et al. 2019): a window of another example; with mixup too, half the examples each."""
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Self:
+        if self.crop_padding and self.random_resized_crop:
+            raise ValueError(
+                f"augmentation.crop_padding is {self.crop_padding} and augmentation.random_resized_crop is "
+                f"{self.random_resized_crop}; a picture is cut once, so set one of them to 0."
+            )
+        return self
+
+
+class Model(Part):
+    """Which network."""
+
+    name: str = "lenet-relu"
+    """A name that `candid models` shows."""
+    dropout: Share = 0.0
+
+
+class Training(Part):
+    """How long, in what portions, and in what arithmetic."""
+
+    epochs: Count = 10
+    batch_size: Count = 128
+    """Examples per optimizer step."""
+    micro_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Examples per forward pass; gradients are accumulated over the batch. 0 takes the whole batch at once."""
+    label_smoothing: Share = 0.0
+    ema_decay: Share = 0.0
+    """Decay per step of the running average of the weights, which is then what is evaluated; 0 is off."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the whole gradient; 0 is off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto takes bf16 where the machine gains by it."""
+    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    compile: bool = False
+    """Let torch.compile fuse the network."""
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Self:
+        if self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"training.micro_batch_size is {self.micro_batch_size}; it must be at most training.batch_size "
+                f"({self.batch_size})."
+            )
+        return self
+
+
+class Optimizer(Part):
+    """How a gradient becomes a step."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Share = 0.9
+    """Of SGD; of Adam and AdamW it is beta 1."""
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    decay_norms_and_biases: bool = True
+    """False exempts the parameters of normalisation layers and all biases from weight decay."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"optimizer.nesterov is true with optimizer.name {self.name!r} and momentum {self.momentum}; "
+                "it must be false unless the optimizer is 'sgd' with momentum above 0."
+            )
+        return self
+
+
+class Schedule(Part):
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "multi-step", "cosine", "one-cycle", "plateau"] = "cosine"
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs of linear rise to the peak rate; part of the epochs, not added to them."""
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (0.5, 0.75)
+    """When multi-step multiplies the rate by `factor`: shares of the run below 1, epochs from 1 on."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of multi-step and of plateau."""
+    patience: Count = 5
+    """Epochs without a better training loss after which plateau multiplies the rate by `factor`."""
+
+
+class Recipe(Part):
+    """All that decides a training run."""
+
+    name: str = ""
+    """The shipped recipe that this one began as, if any."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: Data = Data()
+    augmentation: Augmentation = Augmentation()
+    model: Model = Model()
+    training: Training = Training()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.schedule.warmup >= self.training.epochs:
+            raise ValueError(
+                f"schedule.warmup is {self.schedule.warmup}; it must be below training.epochs "
+                f"({self.training.epochs}). Train longer or warm up for less."
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these values, everything else at its default; all problems in one RecipeError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError("\n".join(map(_explain, error.errors()))) from None
+
+    @classmethod
+    def from_toml(cls, path: Path) -> "Recipe":
+        """The recipe in a TOML file."""
+        try:
+            return cls.from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not a TOML file ({error}). `candid recipes` shows examples.") from None
+        except OSError as error:
+            raise RecipeError(f"{path} cannot be read ({error.strerror}). Give a TOML file.") from None
+
+    def to_toml(self) -> str:
+        """The whole recipe as TOML; reading it gives this recipe again."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def replace(self, changes: Mapping[str, Any]) -> "Recipe":
+        """This recipe with dotted keys changed, such as {"training.epochs": 20}, checked as a whole."""
+        values: dict[str, Any] = self.model_dump()
+        for key, value in changes.items():
+            _check_key(key)
+            part, _, field = key.rpartition(".")
+            (values[part] if part else values)[field] = value
+        return Recipe.from_mapping(values)
+
+    def override(self, assignments: Sequence[str]) -> "Recipe":
+        """This recipe with assignments as `--set` takes them, such as "training.epochs=20"."""
+        return self.replace(dict(map(_parse_assignment, assignments)))
+
+
+def list_keys() -> list[str]:
+    """Every key of a recipe, dotted."""
+    keys: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, Part):
+            keys += [f"{name}.{key}" for key in part.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _check_key(key: str) -> None:
+    if key not in list_keys():
+        raise RecipeError(_unknown_key(key))
+
+
+def _unknown_key(key: str) -> str:
+    advice = did_you_mean(key, [*list_keys(), *Recipe.model_fields], "`candid recipes default` shows all keys.")
+    return f"{key} is not a key of a recipe. {advice}"
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    key, equals, text = assignment.partition("=")
+    key = key.strip()
+    if not equals or not text.strip():
+        raise RecipeError(f"--set {assignment} has no value; write --set {key or 'part.key'}=VALUE.")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text.strip()  # a bare word, as in --set schedule.name=cosine
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One problem that pydantic found, as a sentence with key, value and expectation."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(key)
+    if error["type"] == "value_error":  # from a validator of ours, already a sentence
+        return error["msg"].removeprefix("Value error, ")
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    sentence = f"{key} is {error['input']!r}; it must be {_in_plain_words(expected)}."
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        choices = _choices(error)
+        return f"{sentence} {did_you_mean(error['input'], choices, '')}".rstrip()
+    return sentence
+
+
+def _choices(error: ErrorDetails) -> Iterable[str]:
+    expected: str = error.get("ctx", {}).get("expected", "")
+    return expected.replace("'", "").replace(" or ", ", ").split(", ")
+
+
+def _in_plain_words(expected: str) -> str:
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text in quotes",
+        "boolean": "true or false",
+        "tuple": "a list of numbers",
+        "finite": "a finite number",
+        "dictionary": "a table of keys; write part.key = value",
+    }
+    for technical, plain in words.items():
+        if expected.startswith(technical):
+            return plain
+    return (
+        expected.replace("greater than or equal to", "at least")
+        .replace("less than or equal to", "at most")
+        .replace("greater than", "above")
+        .replace("less than", "below")
+    )

@@ -1,0 +1,62 @@
+"""How numbers, names and times are written for people."""
+
+import math
+import unicodedata
+from datetime import datetime
+
+UNSHOWABLE = {"Cc", "Cs", "Co", "Cn"}
+"""Unicode categories without a picture: controls, halves of pairs, private use, unassigned."""
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] such as "87.30 %"; a dash where there is none."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f} %"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """Bounds in [0, 1] such as "85.10 % to 89.23 %"."""
+    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def count(number: int, noun: str) -> str:
+    """Such as "1 picture" or "1,000 pictures"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Such as "45 s", "2 min 13 s" or "3 h 5 min"."""
+    total = round(seconds)
+    hours, minutes = divmod(total // 60, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {total % 60} s" if minutes else f"{total} s"
+
+
+def moment(iso: str) -> str:
+    """ISO 8601 such as "2025-03-01 12:34 UTC", without seconds; what is not ISO 8601 stays as it is."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{time:%Y-%m-%d %H:%M} {time.tzname() or ''}".rstrip()
+
+
+def showable(text: str) -> str:
+    """The text on one line, a � for each character that has no picture."""
+    return "".join("�" if unicodedata.category(character) in UNSHOWABLE else character for character in text)
+
+
+def shorten(name: str, width: int) -> str:
+    """A name in at most `width` columns, keeping both ends: 'golden retriever', 9 -> 'gold…ever'."""
+    short = name = showable(name)
+    kept = len(name)
+    while _columns(short) > width:
+        kept -= 1
+        tail = kept // 2
+        short = f"{name[: kept - tail]}…{name[len(name) - tail :]}"
+    return short
+
+
+def _columns(text: str) -> int:
+    """Room that a text takes, in Latin letters; a Chinese, Japanese or Korean character takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
