@@ -1,0 +1,1 @@
+"""Data: from where the pictures lie to batches of tensors."""

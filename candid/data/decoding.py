@@ -1,0 +1,105 @@
+"""Bytes to pixels: the only decoder, used alike for training, evaluation and prediction.
+
+Whatever the file says, the result is uint8 with 1 (grey) or 3 (RGB) channels: turned upright by its EXIF
+orientation, 16-bit and float grey scaled to 8 bits, palette and CMYK converted, transparency laid over white,
+the first frame of an animation.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from candid.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+"""What a file name must end with to be taken for a picture inside a folder."""
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused from their header, before any pixel is decoded."""
+
+
+class UnreadablePicture(DataError):
+    """One file is not a picture that can be decoded; the text names it and says why."""
+
+
+def decode_file(path: Path, channels: Literal[1, 3]) -> Tensor:
+    """uint8 [channels, H, W] of the picture at `path`; UnreadablePicture says what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(f"{path} cannot be read: {error.strerror}.") from None
+    return decode(data, channels, name=str(path))
+
+
+def decode(data: bytes, channels: Literal[1, 3], name: str) -> Tensor:
+    """uint8 [channels, H, W] of an encoded picture; `name` is what an error calls it."""
+    if not data:
+        raise UnreadablePicture(f"{name} is empty (0 bytes); expected a picture.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about damaged metadata; the pixels decide
+            with Image.open(io.BytesIO(data)) as image:
+                _refuse_giants(image, name)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.array(_to_eight_bits(upright).convert("L" if channels == 1 else "RGB"))
+    except UnreadablePicture:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadablePicture(_too_large(name)) from None
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser stumbles over
+        reason = "it is no picture format that candid reads" if _is_unknown(error) else str(error)
+        raise UnreadablePicture(f"{name} cannot be decoded: {reason}.") from None
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def is_grey(path: Path) -> bool:
+    """Whether the picture's header says that it has no colour; False where the header cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
+    except Exception:  # the same whatever that decode() reports properly
+        return False
+
+
+def _refuse_giants(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadablePicture(_too_large(name))
+
+
+def _too_large(name: str) -> str:
+    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller to use it."
+
+
+def _is_unknown(error: Exception) -> bool:
+    return type(error).__name__ == "UnidentifiedImageError"
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """The picture in a mode whose conversion to grey or RGB keeps what a person sees."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scale_to_eight_bits(np.asarray(image), is_float=image.mode == "F"))
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image
+
+
+def _scale_to_eight_bits(values: np.ndarray, *, is_float: bool) -> np.ndarray:
+    """uint8 of integer (16-bit) or float grey values.
+
+    Integers span 0 to 65535. Floats have no agreed range: values within [0, 1] are taken as that range,
+    within [0, 255] as 8-bit, anything else as 16-bit.
+    """
+    if not is_float:
+        return (values.astype(np.int64).clip(0, 65535) / 257 + 0.5).astype(np.uint8)
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(finite.max())
+    full_scale = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
+    return (finite.clip(0, full_scale) * (255 / full_scale) + 0.5).astype(np.uint8)

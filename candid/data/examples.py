@@ -1,0 +1,92 @@
+"""What a data set is once it has been found: class names and splits of examples, opened when asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class StoredExamples:
+    """Examples that already live in memory, all of one size."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]; C is 1 (grey) or 3 (RGB)."""
+    labels: Tensor
+    """int64 [N], class indices."""
+    files: tuple[str, ...]
+    """What a person calls each example: a file name, or its index in the data set's own order."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "StoredExamples":
+        """The examples at `indices` [M], in that order."""
+        files = tuple(self.files[index] for index in indices.tolist())
+        return StoredExamples(self.images[indices], self.labels[indices], files)
+
+
+@dataclass(frozen=True)
+class FileExamples:
+    """Examples that are picture files of any size."""
+
+    root: Path
+    """The data set's folder; `files` are relative to it."""
+    files: tuple[str, ...]
+    labels: Tensor
+    """int64 [N], class indices."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "FileExamples":
+        """The examples at `indices` [M], in that order."""
+        return FileExamples(self.root, tuple(self.files[index] for index in indices.tolist()), self.labels[indices])
+
+
+Examples = StoredExamples | FileExamples
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that has been found; none of its splits is read before it is opened."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """Position = index of the class in the labels and of its logit."""
+    channels: Literal[1, 3]
+    image_size: int | None
+    """Side of the pictures in px where all are square and of one size."""
+    openers: Mapping[Split, Callable[[], Examples]]
+    """How to read each split that the data set itself has; `train` is always there."""
+    validation: float = 0.1
+    """What to hold out of `train` where there is no validation split: a count, or a share below 1."""
+    mean: tuple[float, ...] | None = None
+    """Channel means in [0, 1] over the training pictures, where they are known."""
+    std: tuple[float, ...] | None = None
+
+
+def stratified_holdout(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to keep and indices to hold out, both ascending; every class gives its share.
+
+    `labels` [N]; `size` is a count, or a share of N when below 1. The classes' shares are rounded so that
+    the total is exact (largest remainder), and which examples of a class are held out depends on the
+    seed alone.
+    """
+    count = round(len(labels) * size) if size < 1 else int(size)
+    per_class = torch.bincount(labels)
+    exact = per_class.double() * count / len(labels)
+    taken = exact.floor().long()
+    by_remainder = torch.argsort(exact - taken, descending=True, stable=True)
+    taken[by_remainder[: count - int(taken.sum())]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label, number in enumerate(taken.tolist()):
+        members = torch.nonzero(labels == label).flatten()
+        held_out[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()

@@ -1,0 +1,165 @@
+"""Your own pictures: a folder with one folder per class, or with train, validation and test folders of such.
+
+DIR/<class>/* is split by content (see `split_by_content`); DIR/train/<class>/* is taken as it is, with DIR/val and
+DIR/test where they exist.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from candid.data.decoding import SUFFIXES, is_grey
+from candid.data.examples import DataSet, FileExamples, Split
+from candid.errors import DataError
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+Classes = dict[str, list[str]]
+"""Class name to its files, relative to the data set's folder."""
+Splits = dict[Split, Classes]
+
+TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1
+LAYOUTS = "Expected {folder}/<class>/<picture> or {folder}/train/<class>/<picture>."
+
+
+def open_folder(folder: Path) -> DataSet:
+    """The data set in `folder`; DataError where its layout cannot be understood.
+
+    Classes are the names of the class folders, sorted as text. Only names and a few headers are read here.
+    """
+    split_folders: dict[Split, Path] = {
+        SPLIT_NAMES[entry.name.lower()]: entry for entry in _folders_in(folder) if entry.name.lower() in SPLIT_NAMES
+    }
+    if "train" in split_folders:
+        splits: Splits = {split: _list_classes(folder, path) for split, path in split_folders.items()}
+        _refuse_class_missing_in_a_split(folder, splits)
+    else:
+        splits = split_by_content(folder, _list_classes(folder, folder))
+    class_names = sorted(splits["train"])
+    if len(class_names) < 2:
+        raise DataError(
+            f"{folder} has one class, {class_names[0]!r}; a classifier needs at least two. "
+            "Put the pictures of each class into a folder of their own."
+        )
+    examples: dict[Split, FileExamples] = {
+        split: _label(folder, classes, class_names) for split, classes in splits.items()
+    }
+    return DataSet(
+        name=str(folder),
+        class_names=tuple(class_names),
+        channels=_find_channels(examples["train"]),
+        image_size=None,
+        openers={split: partial(examples.__getitem__, split) for split in examples},
+    )
+
+
+def split_by_content(folder: Path, classes: Classes) -> Splits:
+    """Each class's files by split, decided by the SHA-256 of each file's bytes.
+
+    A tenth goes to test and a tenth to validation. A picture stays where it is when others are added, and
+    copies of a picture share a split. Only a class so small that chance gives it no test or validation
+    picture lends its lowest-ranking ones, so that every split has every class.
+    """
+    splits: Splits = {"train": {}, "validation": {}, "test": {}}
+    for class_name, files in classes.items():
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(_digest, (folder / file for file in files)))
+        ranks = sorted(set(digests))
+        if len(ranks) < 3:
+            raise DataError(
+                f"Class {class_name!r} of {folder} has {len(ranks)} different pictures; it needs at least 3, "
+                "one each to train, to validate and to test."
+            )
+        num_test = min(max(1, _count_below(TEST_SHARE, ranks)), len(ranks) - 2)
+        num_held_out = max(num_test + 1, _count_below(TEST_SHARE + VALIDATION_SHARE, ranks))
+        num_held_out = min(num_held_out, len(ranks) - 1)
+        held_out: dict[str, Split] = dict.fromkeys(ranks[:num_held_out], "validation")
+        held_out |= dict.fromkeys(ranks[:num_test], "test")
+        for split in splits:
+            splits[split][class_name] = [
+                file for file, digest in zip(files, digests, strict=True) if held_out.get(digest, "train") == split
+            ]
+    return splits
+
+
+def list_pictures(folder: Path) -> list[str]:
+    """Paths, relative to `folder`, of all files below it that are named as pictures, sorted as text."""
+    found: list[str] = []
+    for place, folder_names, file_names in os.walk(folder):
+        folder_names[:] = [name for name in folder_names if not name.startswith(".")]
+        found += [
+            (Path(place) / name).relative_to(folder).as_posix()
+            for name in file_names
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. {LAYOUTS.format(folder='DIR')}")
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list_classes(root: Path, folder: Path) -> Classes:
+    """Class name to its files, relative to `root`; every folder in `folder` is a class."""
+    class_folders = _folders_in(folder)
+    if not class_folders:
+        held = "pictures but no class folders" if list_pictures(folder) else "no pictures"
+        raise DataError(f"{folder} holds {held}. {LAYOUTS.format(folder=root)}")
+    classes = {
+        entry.name: [(entry / file).relative_to(root).as_posix() for file in list_pictures(entry)]
+        for entry in class_folders
+    }
+    if not any(classes.values()):
+        raise DataError(f"{folder} holds no pictures. {LAYOUTS.format(folder=root)}")
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise DataError(f"{folder / empty[0]} is a class folder without pictures. Put pictures into it, or remove it.")
+    return classes
+
+
+def _refuse_class_missing_in_a_split(folder: Path, splits: Splits) -> None:
+    every = {class_name for classes in splits.values() for class_name in classes}
+    for split, classes in splits.items():
+        for class_name in sorted(every - classes.keys()):
+            present = next(other for other in splits if class_name in splits[other])
+            raise DataError(
+                f"Class {class_name!r} is in the {present} split of {folder} but not in the {split} split. "
+                "Every split must have every class: move some of its pictures, or remove the class."
+            )
+
+
+def _label(folder: Path, classes: Classes, class_names: Sequence[str]) -> FileExamples:
+    files = [(file, label) for label, name in enumerate(class_names) for file in classes[name]]
+    return FileExamples(folder, tuple(file for file, _ in files), torch.tensor([label for _, label in files]))
+
+
+def _find_channels(examples: FileExamples) -> Literal[1, 3]:
+    """1 when up to a hundred pictures, spread over the classes, are all grey by their headers; else 3."""
+    step = max(1, len(examples) // 100)
+    return 1 if all(is_grey(examples.root / file) for file in examples.files[::step]) else 3
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Make it readable, or remove it.") from None
+
+
+def _count_below(share: float, digests: Sequence[str]) -> int:
+    """How many SHA-256 digests lie in the lowest `share` of all that there could be."""
+    return sum(int(digest[:13], 16) / 16**13 < share for digest in digests)

@@ -1,0 +1,354 @@
+"""A data set and a recipe become batches: from one uint8 tensor in memory, or streamed from disk by workers.
+
+Both ways give the same pixels for the same example. Validation and test pictures come without randomness, in
+the data set's order; training pictures in an order, and with variations, that depend on the seed alone.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+from torch.utils.data import DataLoader, Dataset
+
+from candid.data.augmentation import Augmenter, cut_resized_windows, cut_windows
+from candid.data.decoding import UnreadablePicture, decode_file
+from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, stratified_holdout
+from candid.data.preprocessing import Preprocessing
+from candid.errors import DataError, InputError
+from candid.randomness import shuffled
+from candid.recipe import Recipe
+
+MAX_SIDE_IN_MEMORY_PX = 96
+MAX_BYTES_IN_MEMORY = 2 * 2**30
+NUM_PICTURES_FOR_STATISTICS = 1000
+EVALUATION_BATCH_SIZE = 128
+
+
+class Batch(NamedTuple):
+    """What one optimizer step learns from."""
+
+    inputs: Tensor
+    """float32 [N, C, H, W] in channels-last memory."""
+    targets: Tensor
+    """float32 [N, classes]; rows sum to 1."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run may see while it trains; the test split is not among it."""
+
+    train: Examples
+    validation: Examples | None
+    preprocessing: Preprocessing
+
+
+def open_training_data(data_set: DataSet, recipe: Recipe) -> TrainingData:
+    """The training and validation examples of a resolved recipe, and the preprocessing that both share."""
+    channels = data_set.channels if recipe.data.channels == 0 else recipe.data.channels
+    train, validation = hold_out(data_set, recipe)
+    neutral = Preprocessing(
+        image_size=recipe.data.image_size,
+        channels=channels,
+        fit=recipe.data.fit,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+    )
+    train = keep_in_memory(train, neutral)
+    if data_set.mean is not None and data_set.std is not None and channels == data_set.channels:
+        mean, std = data_set.mean, data_set.std
+    else:
+        mean, std = channel_statistics(train, neutral)
+    return TrainingData(
+        train=train,
+        validation=None if validation is None else keep_in_memory(validation, neutral),
+        preprocessing=neutral.model_copy(update={"mean": mean, "std": std}),
+    )
+
+
+def keep_in_memory(examples: Examples, preprocessing: Preprocessing) -> Examples:
+    """The examples decoded and squared into one tensor when they are small enough; else as they are."""
+    if isinstance(examples, StoredExamples):
+        return StoredExamples(_with_channels(examples.images, preprocessing.channels), examples.labels, examples.files)
+    side = preprocessing.image_size
+    if side > MAX_SIDE_IN_MEMORY_PX or len(examples) * preprocessing.channels * side**2 > MAX_BYTES_IN_MEMORY:
+        return examples
+    return StoredExamples(decode_all(examples, preprocessing), examples.labels, examples.files)
+
+
+def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
+    """All pictures, squared, uint8 [N, C, image_size, image_size]; DataError lists those that are unreadable."""
+    side = preprocessing.image_size
+    pictures = torch.empty(len(examples), preprocessing.channels, side, side, dtype=torch.uint8)
+
+    def read(position: int) -> str | None:
+        try:
+            pictures[position] = read_square(examples.root / examples.files[position], preprocessing)
+        except UnreadablePicture as error:
+            return str(error)
+        return None
+
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(_num_workers()) as pool:
+        outcomes = pool.map(read, range(len(examples)))
+        shown = track(
+            outcomes,
+            f"Reading {len(examples):,} pictures",
+            total=len(examples),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        refuse_unreadable([problem for problem in shown if problem is not None])
+    return pictures
+
+
+def refuse_unreadable(problems: Sequence[str]) -> None:
+    """Raise one DataError that lists the unreadable pictures, if there are any."""
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        number = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
+        raise DataError(f"{number} cannot be used; replace or remove:\n{shown}{more}")
+
+
+def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """One picture file as uint8 [C, image_size, image_size], the same in training and in prediction."""
+    return preprocessing.make_square(decode_file(path, preprocessing.channels))
+
+
+def channel_statistics(examples: Examples, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], over pictures spread evenly over the examples."""
+    step = max(1, len(examples) // NUM_PICTURES_FOR_STATISTICS)
+    sample = examples.select(torch.arange(0, len(examples), step))
+    if isinstance(sample, FileExamples):
+        sample = StoredExamples(decode_all(sample, preprocessing), sample.labels, sample.files)
+    values = sample.images.double().transpose(0, 1).flatten(1) / 255  # [C, N * H * W]
+    std = values.std(dim=1).clamp(min=1 / 255)  # blank pictures must not divide by zero
+    return tuple(values.mean(dim=1).tolist()), tuple(std.tolist())
+
+
+class TrainingBatches:
+    """The batches of each epoch, on the device that trains."""
+
+    def __init__(self, data: TrainingData, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        """Lay the pictures out for fast cutting; those on disk stay there."""
+        self._recipe, self._preprocessing, self._device = recipe, data.preprocessing, device
+        self._num_classes = num_classes
+        self._labels = data.train.labels
+        if isinstance(data.train, StoredExamples):
+            self._pixels = StoredPixels(data.train, data.preprocessing, recipe, device)
+        else:
+            self._pixels = StreamedPixels(data.train, data.preprocessing)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of one epoch."""
+        return len(self._labels)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return len(cut_epoch(torch.arange(self.num_examples), self._recipe.training.batch_size))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of `epoch` = 0, 1, ...; every example once."""
+        seed = self._recipe.seed
+        augmenter = Augmenter(self._recipe.augmentation, seed, epoch, self.num_examples)
+        order = shuffled(self.num_examples, seed, "order", epoch)
+        windows = cut_epoch(order, self._recipe.training.batch_size)
+        if augmenter.mixes:  # each batch also fetches the partner of its last example
+            first_of_next = [window[:1] for window in windows[1:]] + [order[:1]]
+            windows = [torch.cat(pair) for pair in zip(windows, first_of_next, strict=True)]
+        for indices, pictures in zip(windows, self._pixels.training(windows, augmenter), strict=True):
+            inputs = self._preprocessing.normalise(pictures.to(self._device, non_blocking=True))
+            inputs = augmenter.erase(inputs, indices)
+            targets = one_hot(self._labels[indices], self._num_classes).float()
+            targets = targets.to(self._device, non_blocking=True)
+            if augmenter.mixes:
+                inputs, targets = augmenter.mix(inputs, targets, indices)
+            yield Batch(inputs, targets)
+
+
+class EvaluationBatches:
+    """(inputs [N, C, H, W], labels [N]) of all examples in their order, without randomness."""
+
+    def __init__(self, examples: Examples, preprocessing: Preprocessing, device: torch.device) -> None:
+        """Nothing is read before the first batch is asked for."""
+        self.examples = examples
+        self._preprocessing, self._device = preprocessing, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of EVALUATION_BATCH_SIZE, the last one shorter."""
+        windows = list(torch.arange(len(self.examples)).split(EVALUATION_BATCH_SIZE))
+        if isinstance(self.examples, StoredExamples):
+            stored = self.examples
+            pictures = (self._preprocessing.make_square(stored.images[window]) for window in windows)
+        else:
+            pictures = StreamedPixels(self.examples, self._preprocessing).evaluation(windows)
+        for indices, batch in zip(windows, pictures, strict=True):
+            inputs = self._preprocessing.normalise(batch.to(self._device, non_blocking=True))
+            yield inputs, self.examples.labels[indices].to(self._device)
+
+
+class StoredPixels:
+    """Training pictures cut from one tensor in memory."""
+
+    def __init__(
+        self, examples: StoredExamples, preprocessing: Preprocessing, recipe: Recipe, device: torch.device
+    ) -> None:
+        """Pad all pictures once where each will be cut with an offset."""
+        self._preprocessing, self._device = preprocessing, device
+        side = preprocessing.image_size
+        has_final_size = examples.images.shape[-2:] == (side, side)
+        self._cuts_directly = has_final_size and not recipe.augmentation.random_resized_crop
+        margin = recipe.augmentation.crop_padding if self._cuts_directly else 0
+        by_pixel = examples.images.permute(0, 2, 3, 1)  # [N, H, W, C]
+        self._stored = pad(by_pixel, (0, 0, margin, margin, margin, margin)).contiguous().to(device)
+
+    def training(self, windows: Sequence[Tensor], augmenter: Augmenter) -> Iterator[Tensor]:
+        """Varied pictures uint8 [N, C, side, side] for each window of indices."""
+        for indices in windows:
+            if self._cuts_directly:
+                top, left = augmenter.crop_offsets(indices)
+                places = (part.to(self._device) for part in (indices, top, left))
+                pictures = cut_windows(self._stored, *places, side=self._preprocessing.image_size)
+            else:
+                chosen = self._stored[indices.to(self._device)].permute(0, 3, 1, 2)
+                pictures = cut_squares(self._preprocessing.make_square(chosen), indices, augmenter)
+            yield augmenter.vary(pictures, indices)
+
+
+class StreamedPixels:
+    """Pictures decoded from disk by worker processes, batch by batch."""
+
+    def __init__(self, examples: FileExamples, preprocessing: Preprocessing) -> None:
+        """Nothing is read before the first batch is asked for."""
+        self._examples, self._preprocessing = examples, preprocessing
+
+    def training(self, windows: Sequence[Tensor], augmenter: Augmenter) -> Iterator[Tensor]:
+        """Varied pictures uint8 [N, C, side, side] for each window of indices."""
+        return self._stream(windows, augmenter)
+
+    def evaluation(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Squared pictures uint8 [N, C, side, side] for each window of indices."""
+        return self._stream(windows, None)
+
+    def _stream(self, windows: Sequence[Tensor], augmenter: Augmenter | None) -> Iterator[Tensor]:
+        pictures = _Pictures(self._examples, self._preprocessing, augmenter)
+        loader = DataLoader(
+            pictures,
+            batch_size=None,
+            sampler=windows,  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
+            num_workers=_num_workers(),
+            pin_memory=torch.cuda.is_available(),
+        )
+        batch: Tensor | list[str]
+        for batch in loader:
+            if isinstance(batch, list):  # the texts of errors: an exception would lose its own on the way
+                refuse_unreadable(batch)
+            else:
+                yield batch
+
+
+class _Pictures(Dataset[Tensor | list[str]]):
+    """Batches of pictures by their indices, as a worker process makes them."""
+
+    def __init__(self, examples: FileExamples, preprocessing: Preprocessing, augmenter: Augmenter | None) -> None:
+        self._examples, self._preprocessing, self._augmenter = examples, preprocessing, augmenter
+
+    def __getitem__(self, indices: Tensor) -> Tensor | list[str]:
+        pictures: list[Tensor] = []
+        problems: list[str] = []
+        for index in indices:
+            try:
+                pictures.append(self._read(index))
+            except UnreadablePicture as error:
+                problems.append(str(error))
+        return problems or torch.cat(pictures)
+
+    def _read(self, index: Tensor) -> Tensor:
+        """One picture, uint8 [1, C, side, side]."""
+        path = self._examples.root / self._examples.files[int(index)]
+        decoded = decode_file(path, self._preprocessing.channels)[None]
+        if self._augmenter is None:
+            return self._preprocessing.make_square(decoded)
+        indices = index.view(1)
+        if self._augmenter.settings.random_resized_crop:
+            decoded = _cut_at_full_resolution(decoded, self._augmenter.resized_crop_windows(indices)[0])
+            squash = self._preprocessing.model_copy(update={"fit": "squash"})
+            return self._augmenter.vary(squash.make_square(decoded), indices)
+        squared = cut_squares(self._preprocessing.make_square(decoded), indices, self._augmenter)
+        return self._augmenter.vary(squared, indices)
+
+
+def cut_squares(pictures: Tensor, indices: Tensor, augmenter: Augmenter) -> Tensor:
+    """The augmenter's cut of each picture uint8 [N, C, side, side], of the same shape."""
+    if augmenter.settings.random_resized_crop:
+        return cut_resized_windows(pictures, augmenter.resized_crop_windows(indices))
+    if augmenter.settings.crop_padding:
+        margin = augmenter.settings.crop_padding
+        padded = pad(pictures.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)).contiguous()
+        top, left = (offset.to(pictures.device) for offset in augmenter.crop_offsets(indices))
+        rows = torch.arange(len(pictures), device=pictures.device)
+        return cut_windows(padded, rows, top, left, side=pictures.shape[-1])
+    return pictures
+
+
+def cut_epoch(order: Tensor, batch_size: int) -> list[Tensor]:
+    """The epoch's order [N] in batches; a single example left over joins the batch before it.
+
+    Batch normalisation has no statistics of one example, so a last batch of one could not be trained on.
+    """
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _cut_at_full_resolution(picture: Tensor, window: Tensor) -> Tensor:
+    """The window (top, left, height, width as shares) of a picture [1, C, H, W], before any resizing."""
+    height, width = picture.shape[-2:]
+    top, left, window_height, window_width = window.tolist()
+    rows, columns = max(1, round(window_height * height)), max(1, round(window_width * width))
+    top, left = min(round(top * height), height - rows), min(round(left * width), width - columns)
+    return picture[..., top : top + rows, left : left + columns]
+
+
+def hold_out(data_set: DataSet, recipe: Recipe) -> tuple[Examples, Examples | None]:
+    """The training and the validation examples; no validation when the recipe wants none."""
+    train = data_set.openers["train"]()
+    size = recipe.data.validation
+    if size == 0:
+        return train, None
+    if "validation" in data_set.openers:
+        return train, data_set.openers["validation"]()
+    size = data_set.validation if size is None else size
+    if size >= len(train):
+        raise InputError(
+            f"data.validation is {size:g}; it must be below the {len(train)} training examples of "
+            f"{data_set.name}. Hold out fewer, or a share such as 0.1."
+        )
+    kept, held_out = stratified_holdout(train.labels, size, recipe.seed)
+    return train.select(kept), train.select(held_out)
+
+
+def _with_channels(images: Tensor, channels: Literal[1, 3]) -> Tensor:
+    """Images [N, C, H, W] in grey or in RGB; grey by ITU-R 601, as the decoder does it."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
+
+
+def _num_workers() -> int:
+    return min(8, os.cpu_count() or 1)

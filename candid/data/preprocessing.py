@@ -1,0 +1,58 @@
+"""Decoded picture to model input: a value that travels with the checkpoint.
+
+Training's evaluation, `candid evaluate` and `candid predict` all come through `Preprocessing`, and so see the
+same numbers for the same picture.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+
+class Preprocessing(BaseModel):
+    """How a decoded picture becomes what the network sees."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int
+    """Side in px."""
+    channels: Literal[1, 3]
+    fit: Literal["crop", "pad", "squash"]
+    mean: tuple[float, ...]
+    """Of each channel, for pixel values in [0, 1]."""
+    std: tuple[float, ...]
+
+    def make_square(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., C, image_size, image_size] of pictures uint8 [..., C, H, W].
+
+        Resizing is bilinear with antialiasing. `crop` keeps the centre, `pad` adds black, `squash` distorts.
+        Pictures that have the size already are returned unchanged.
+        """
+        side, (height, width) = self.image_size, pixels.shape[-2:]
+        if (height, width) == (side, side):
+            return pixels
+        if self.fit == "squash" or height == width:
+            return _resize(pixels, side, side)
+        scale = side / (min if self.fit == "crop" else max)(height, width)
+        resized = _resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+        return transforms.center_crop(resized, [side, side])  # pads with 0 where the picture is smaller
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """float32 [N, C, H, W] in channels-last memory of uint8 [N, C, H, W]: mean removed, divided by std."""
+        std = torch.tensor(self.std, device=pixels.device)
+        mean = torch.tensor(self.mean, device=pixels.device)
+        by_row = pixels.permute(0, 2, 3, 1).flatten(2).float()  # [N, H, W * C]: long rows vectorise well
+        width = pixels.shape[-1]
+        by_row.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
+        return by_row.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Model input [N, C, image_size, image_size] of pictures uint8 [N, C, H, W]."""
+        return self.normalise(self.make_square(pixels))
+
+
+def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    return transforms.resize(pixels, [height, width], antialias=True)
