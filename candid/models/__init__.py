@@ -1,0 +1,132 @@
+"""The model zoo: networks by name, from `REGISTRY` or an alias, each as its paper has it."""
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from candid.errors import InputError, did_you_mean
+from candid.models import densenet, lenet, resnet
+
+
+class Config(Protocol):
+    """What the config of every family tells, beside the fields of its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def image_size(self) -> int:
+        """Side in px of the images that the network was designed for."""
+        ...
+
+    @property
+    def smallest_image_size(self) -> int:
+        """Side in px below which a feature map would vanish."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of the zoo: how its family builds it."""
+
+    family: str
+    """Name of the module of `candid.models` that has the network and its paper."""
+    network: type[nn.Module]
+    config: Config
+
+    @property
+    def image_size(self) -> int:
+        """Native side in px: 28 for LeNet, 32 for CIFAR, 224 for ImageNet, 96 for the `-notes` networks."""
+        return self.config.image_size
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the network has a place for dropout."""
+        return "dropout" in self.config.__dataclass_fields__
+
+    def build(self, num_classes: int, in_channels: int, image_size: int, dropout: float) -> nn.Module:
+        """The network, freshly initialised; `build_model` refuses bad values first."""
+        options = {"image_size": image_size} | ({"dropout": dropout} if self.has_dropout else {})
+        return self.network(replace(self.config, **options), num_classes, in_channels)
+
+
+def variants(family: str, network: type[nn.Module], configs: Mapping[str, Config]) -> dict[str, Variant]:
+    """The rows of one family's table, as entries of the registry."""
+    return {name: Variant(family, network, config) for name, config in configs.items()}
+
+
+REGISTRY: dict[str, Variant] = {
+    **variants("lenet", lenet.LeNet, lenet.VARIANTS),
+    **variants("resnet", resnet.ResNet, resnet.VARIANTS),
+    **variants("densenet", densenet.DenseNet, densenet.VARIANTS),
+}
+
+ALIASES = {  # timm's names for the networks that it took over from torchvision
+    "tv_resnet34": "resnet34",
+    "tv_resnet50": "resnet50",
+    "tv_resnet101": "resnet101",
+    "tv_resnet152": "resnet152",
+    "tv_densenet121": "densenet121",
+}
+
+
+def list_models() -> list[str]:
+    """All names, family by family; aliases are accepted but not listed."""
+    return list(REGISTRY)
+
+
+def find_variant(name: str) -> Variant:
+    """The entry of `name`, which may be an alias."""
+    name = ALIASES.get(name, name)
+    if name not in REGISTRY:
+        advice = did_you_mean(name, REGISTRY, otherwise="`candid models` shows all names.")
+        raise InputError(f"No model is called {name!r}. {advice}")
+    return REGISTRY[name]
+
+
+def smallest_image_size(name: str) -> int:
+    """Side in px of the smallest square images that leave a feature map to the last layer."""
+    return find_variant(name).config.smallest_image_size
+
+
+def build_model(
+    name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None, dropout: float = 0.0
+) -> nn.Module:
+    """A freshly initialised network: images [N, in_channels, image_size, image_size] to logits.
+
+    The weights are drawn from torch's global generator: seed it before. `in_channels` is 1 (grey) or
+    3 (RGB). `image_size` in px; None is the size that the network was designed for. `dropout` is the
+    probability with which a value is dropped, wherever the paper has dropout; 0 turns it off.
+
+    Raises:
+        InputError: if the name is unknown or the network cannot be built like this.
+    """
+    variant = find_variant(name)
+    size = variant.image_size if image_size is None else image_size
+    smallest = smallest_image_size(name)
+    if num_classes < 2:
+        raise InputError(f"num_classes is {num_classes}; a classifier needs at least 2. Add a class to the data.")
+    if in_channels not in (1, 3):
+        raise InputError(f"in_channels is {in_channels}; it must be 1 for grey images or 3 for RGB.")
+    if size < smallest:
+        raise InputError(
+            f"image_size is {size} px; {name} needs at least {smallest}: use larger images or another model."
+        )
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1. Use 0 to turn it off.")
+    if dropout > 0 and not variant.has_dropout:
+        families = sorted({other.family for other in REGISTRY.values() if other.has_dropout})
+        raise InputError(
+            f"dropout is {dropout}, but {name} has none. "
+            f"Set it to 0, or choose a network of a family with dropout: {', '.join(families)}."
+        )
+    return variant.build(num_classes, in_channels, size, dropout)
+
+
+def count_parameters(name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None) -> int:
+    """Number of trained values, without the buffers of batch normalisation; allocates no memory."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes, in_channels, image_size)
+    return sum(parameter.numel() for parameter in model.parameters())

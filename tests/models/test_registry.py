@@ -1,0 +1,160 @@
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from candid.models import (
+    ALIASES,
+    REGISTRY,
+    build_model,
+    count_parameters,
+    find_variant,
+    list_models,
+    smallest_image_size,
+)
+
+torch.set_num_threads(1)
+
+# Over a hundred layers or 20 million parameters: for `make long`. A smaller sibling made of the same blocks
+# is always tested, and test_model_parameters.py builds them all.
+LARGE = {
+    "resnet34",
+    "resnet101",
+    "resnet152",
+    "resnet34-cifar",
+    "resnet50-cifar",
+    "resnet56-cifar",
+    "resnet110-cifar",
+    "resnet1202-cifar",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "densenet161-cifar",
+    "densenet169-cifar",
+    "densenet201-cifar",
+    "densenet-100-12",
+    "densenet-100-24",
+    "densenet-bc-190-40",
+    "densenet-bc-250-24",
+}
+NUM_CLASSES = 5
+ON_META = torch.device("meta")
+MARKED = [pytest.param(n, marks=pytest.mark.long) if n in LARGE else n for n in list_models()]
+
+
+def contract_size(name: str) -> int:
+    return max(smallest_image_size(name), 16)
+
+
+def random_images(name: str, num_images: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(num_images, 3, contract_size(name), contract_size(name), generator=generator)
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(name, NUM_CLASSES, image_size=contract_size(name))
+
+
+@pytest.fixture(scope="module", params=MARKED)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def original(name: str) -> nn.Module:
+    return built(name)
+
+
+@pytest.fixture
+def model(original: nn.Module) -> Iterator[nn.Module]:
+    """Its own copy for each test, so that no test sees what another left behind."""
+    return copy.deepcopy(original)
+
+
+def test_every_parameter_receives_a_gradient(name: str, model: nn.Module) -> None:
+    logits = model.train()(random_images(name, num_images=4))
+    nn.functional.cross_entropy(logits, torch.tensor([0, 4, 1, 0])).backward()
+    assert logits.shape == (4, NUM_CLASSES)
+    idle = [path for path, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not idle, f"{name}: no finite gradient reaches {idle}"
+
+
+def test_one_seed_makes_one_network(name: str, model: nn.Module) -> None:
+    again = built(name)
+    values = again.state_dict()
+    assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
+    images = random_images(name)
+    assert torch.equal(model.train()(images), again.train()(images))
+
+
+def test_state_dict_carries_everything(name: str, model: nn.Module) -> None:
+    model.train()(random_images(name))  # moves the running statistics
+    torch.manual_seed(1)
+    other = build_model(name, NUM_CLASSES, image_size=contract_size(name))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(random_images(name)), other.eval()(random_images(name)))
+
+
+def test_bf16_autocast_stays_finite(name: str, model: nn.Module) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        logits = model.train()(random_images(name))
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+
+
+def test_channels_last_computes_the_same(name: str, model: nn.Module) -> None:
+    model, images = model.double().eval(), random_images(name).double()
+    with torch.no_grad():
+        expected = model(images)
+        found = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()  # float64: sums in another order
+
+
+def test_one_image_gives_what_it_gives_in_a_batch(name: str, model: nn.Module) -> None:
+    model, images = model.double().eval(), random_images(name).double()
+    with torch.no_grad():
+        alone, together = model(images[:1]), model(images)[:1]
+    assert alone.shape == (1, NUM_CLASSES)
+    assert (alone - together).abs().max() <= 1e-10 * together.abs().max()  # float64: sums in another order
+
+
+def test_only_the_head_depends_on_the_number_of_classes(name: str, model: nn.Module) -> None:
+    with ON_META:
+        other = build_model(name, NUM_CLASSES + 1, image_size=contract_size(name)).state_dict()
+    different = [key for key, value in model.state_dict().items() if value.shape != other[key].shape]
+    assert different == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_grey_images_of_the_smallest_size_become_logits_and_smaller_ones_do_not(name: str) -> None:
+    side = smallest_image_size(name)
+    with ON_META:
+        model = build_model(name, NUM_CLASSES, in_channels=1, image_size=side).eval()
+        assert model(torch.empty(1, 1, side, side)).shape == (1, NUM_CLASSES)
+        with pytest.raises(RuntimeError, match=r"Output size is too small|Kernel size can't be greater"):
+            model(torch.empty(1, 1, side - 1, side - 1))
+
+
+def test_aliases_lead_to_registered_networks_and_hide_none() -> None:
+    assert set(ALIASES.values()) <= set(REGISTRY)
+    assert not set(ALIASES) & set(REGISTRY)
+    assert find_variant("tv_resnet50") is REGISTRY["resnet50"]
+
+
+def test_families_are_modules_of_the_zoo() -> None:
+    for variant in REGISTRY.values():
+        assert variant.network.__module__ == f"candid.models.{variant.family}"
+
+
+def test_native_image_sizes() -> None:
+    names = ["lenet", "resnet20-cifar", "densenet121-cifar", "resnet50", "resnet18-notes", "densenet-notes"]
+    assert [find_variant(name).image_size for name in names] == [28, 32, 32, 224, 96, 96]
+
+
+def test_counting_parameters_takes_the_image_size_into_account() -> None:
+    assert count_parameters("lenet", 10, 1, image_size=32) == 61_706  # 16 * 25 features: LeCun et al. 1998
+    assert count_parameters("lenet", 10, 1) == 61_706 - 120 * 16 * (25 - 16)
