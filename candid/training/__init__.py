@@ -1,0 +1,1 @@
+"""Training: recipe and data become a run."""

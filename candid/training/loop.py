@@ -1,0 +1,165 @@
+"""One epoch of training is five verbs: fetch, forward, backward, step, log."""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+from candid.checkpoint import Checkpoint, TrainingState
+from candid.data.loading import Batch
+from candid.device import AUTOCAST_TYPES, torch_memory_format
+from candid.models import build_model
+from candid.randomness import seed_for
+from candid.recipe import Recipe
+from candid.training.optimization import RateSchedule, build_optimizer, set_rate
+from candid.training.progress import Reporter
+
+
+@dataclass
+class Tally:
+    """Totals over images, so that a short last batch weighs no more than its images."""
+
+    images: int = 0
+    loss: Tensor | float = 0.0
+    """Sum over images."""
+    correct: Tensor | int = 0
+
+    def add(self, mean_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Count one forward pass: logits and targets [N, classes]; stays on the device."""
+        self.images += len(targets)
+        self.loss += mean_loss.detach() * len(targets)
+        self.correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+
+
+class Trainer:
+    """A network, its optimizer and the settings of a resolved recipe; `step` counts optimizer steps taken."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, steps_per_epoch: int, device: torch.device) -> None:
+        """Build the network with weights that depend on the recipe's seed alone."""
+        self.recipe, self.device, self.step = recipe, device, 0
+        self.model = build_network(recipe, num_classes).to(device)
+        self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
+        self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")
+        self.clip_norm = recipe.training.clip_norm or math.inf
+        self._run_model = torch.compile(self.model) if recipe.training.compile else self.model
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network whose accuracy counts: the running average of the weights where there is one."""
+        return self.average if self.average is not None else self.model
+
+    def split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Micro-batches of nearly equal size: inputs, targets, and each one's share of the batch."""
+        size = self.recipe.training.micro_batch_size or len(batch.inputs)
+        parts = math.ceil(len(batch.inputs) / size)
+        for inputs, targets in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True):
+            yield inputs, targets, len(inputs) / len(batch.inputs)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, classes] and the mean loss, in the recipe's precision."""
+        inputs = inputs.contiguous(memory_format=self._memory_format)
+        with self._autocast():
+            logits = self._run_model(inputs)
+        logits = logits.float()
+        return logits, cross_entropy(logits, targets, label_smoothing=self.recipe.training.label_smoothing)
+
+    def seed_layers(self) -> None:
+        """Make what layers draw in the coming step (dropout) a function of seed and step alone."""
+        torch.manual_seed(seed_for(self.recipe.seed, "layers", self.step))
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the running average towards the weights; early on faster, so that it forgets the beginning."""
+        if self.average is None:
+            return
+        decay = min(self.recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
+        for ours, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if ours.is_floating_point():
+                ours.lerp_(theirs, 1 - decay)
+            else:
+                ours.copy_(theirs)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's buffers, and the raw weights where an average is what is evaluated."""
+        buffers = {
+            f"optimizer.{number}.{name}": value
+            for number, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        if self.average is not None:
+            buffers |= {f"weights.{name}": value for name, value in self.model.state_dict().items()}
+        return buffers
+
+    def restore(self, checkpoint: Checkpoint, state: TrainingState) -> None:
+        """Go on from a checkpoint."""
+        self.step = checkpoint.step
+        self.evaluated_model.load_state_dict(checkpoint.weights)
+        if self.average is not None:
+            raw = {name.removeprefix("weights."): t for name, t in state.tensors.items() if name[0] == "w"}
+            self.model.load_state_dict(raw)
+        buffers: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                number, _, buffer = rest.partition(".")
+                buffers.setdefault(int(number), {})[buffer] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
+        if state.gradient_scale is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": state.gradient_scale})
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch_memory_format(
+            "contiguous" if self.recipe.training.memory_format == "contiguous" else "channels-last"
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = AUTOCAST_TYPES.get(self.recipe.training.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+
+def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        model = build_model(
+            recipe.model.name,
+            num_classes=num_classes,
+            in_channels=recipe.data.channels,
+            image_size=recipe.data.image_size,
+            dropout=recipe.model.dropout,
+        )
+    contiguous = recipe.training.memory_format == "contiguous"
+    return model.to(memory_format=torch_memory_format("contiguous" if contiguous else "channels-last"))
+
+
+def train_one_epoch(trainer: Trainer, batches: Iterable[Batch], epoch_losses: list[float], reporter: Reporter) -> Tally:
+    """What the epoch's batches taught; `epoch_losses` are those of the epochs before."""
+    tally = Tally()
+    trainer.model.train()
+    for batch in batches:  # inputs [N, C, H, W], targets [N, classes]
+        trainer.seed_layers()
+        set_rate(trainer.optimizer, trainer.schedule.rate(trainer.step, epoch_losses))
+        for inputs, targets, share in trainer.split(batch):
+            logits, loss = trainer.forward(inputs, targets)
+            trainer.scaler.scale(loss * share).backward()
+            tally.add(loss, logits, targets)
+        trainer.scaler.unscale_(trainer.optimizer)
+        clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.step += 1
+        trainer.update_average()
+        reporter.advance(len(batch.inputs))
+    return tally

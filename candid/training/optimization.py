@@ -1,0 +1,92 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from candid.recipe import Optimizer, Schedule
+
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
+
+
+def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer with its parameter groups; the learning rate is set before every step."""
+    groups = parameter_groups(settings, model)
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=settings.rate, momentum=settings.momentum, nesterov=settings.nesterov, foreach=True
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=settings.rate, betas=(settings.momentum, 0.999), foreach=True)
+
+
+def parameter_groups(settings: Optimizer, model: nn.Module) -> list[dict[str, object]]:
+    """Parameters with weight decay and, where the recipe exempts norms and biases, those without."""
+    exempt: set[nn.Parameter] = set()
+    if not settings.decay_norms_and_biases:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias" or isinstance(module, NORMALISATIONS):
+                    exempt.add(parameter)
+    decayed = [parameter for parameter in model.parameters() if parameter not in exempt]
+    kept = [parameter for parameter in model.parameters() if parameter in exempt]
+    groups = [(decayed, settings.weight_decay), (kept, 0.0)]
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the learning rate of the coming step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """The learning rate of each step."""
+
+    settings: Schedule
+    peak: float
+    steps_per_epoch: int
+    epochs: int
+
+    def rate(self, step: int, epoch_losses: Sequence[float] = ()) -> float:
+        """The rate of step 0, 1, ...; `epoch_losses` are those of the epochs before it (plateau reads them)."""
+        warmup_steps = round(self.settings.warmup * self.steps_per_epoch)
+        total_steps = self.epochs * self.steps_per_epoch
+        if step < warmup_steps:
+            return self.peak * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+        match self.settings.name:
+            case "constant":
+                return self.peak
+            case "multi-step":
+                return self.peak * self.settings.factor ** self._milestones_passed(step, total_steps)
+            case "cosine":
+                return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+            case "one-cycle":
+                return self.peak * (1 - progress)
+            case "plateau":
+                stalls = count_stalls(epoch_losses, self.settings.patience)
+                return self.peak * self.settings.factor**stalls
+
+    def _milestones_passed(self, step: int, total_steps: int) -> int:
+        at_steps = sorted(
+            round(milestone * (total_steps if milestone < 1 else self.steps_per_epoch))
+            for milestone in self.settings.milestones
+        )
+        return bisect.bisect_right(at_steps, step)
+
+
+def count_stalls(losses: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs in a row brought no loss below the lowest before them."""
+    stalls, lowest, waited = 0, math.inf, 0
+    for loss in losses:
+        waited = 0 if loss < lowest else waited + 1
+        lowest = min(lowest, loss)
+        if waited == patience:
+            stalls, waited = stalls + 1, 0
+    return stalls

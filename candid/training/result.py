@@ -1,0 +1,81 @@
+"""The end of a run: one look at the test split, and the result in figures and in words."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from candid.checkpoint import RunFolder
+from candid.data.examples import DataSet, Examples
+from candid.data.loading import keep_in_memory
+from candid.durable import write_file
+from candid.evaluation import evaluate_checkpoint
+from candid.training.progress import command_line
+from candid.words import interval, percent
+
+
+def finish_run(
+    run: RunFolder,
+    data_set: DataSet,
+    validation: Examples | None,
+    device: torch.device,
+    history: Sequence[Mapping[str, Any]],
+) -> str:
+    """Look at the test split once, with the chosen and the last checkpoint, and write result.json.
+
+    Returns the result in words. Without a test split, what the report shows is the validation split.
+    """
+    chosen, last = run.load(), run.load("latest")
+    result: dict[str, object] = {
+        "test_accuracy": None,
+        "test_accuracy_interval": None,
+        "test_images": None,
+        "last_test_accuracy": None,
+        "validation_accuracy": chosen.validation_accuracy,
+        "best_step": chosen.step,
+        "best_epoch": chosen.epoch,
+        "steps": last.step,
+        "train_seconds": round(sum(row["seconds"] for row in history), 3),
+        "images_per_second": round(sum(r["images"] for r in history) / sum(r["seconds"] for r in history), 1),
+        "peak_memory_mib": max(row["peak_memory_mib"] for row in history),
+    }
+    provenance: dict[str, object] = {"checkpoint": chosen.name, "data": chosen.recipe.data.name}
+    if "test" in data_set.openers:
+        examples = keep_in_memory(data_set.openers["test"](), chosen.preprocessing)
+        test = evaluate_checkpoint(chosen, examples, "test", device)
+        last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
+        run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
+        test.save(run.path / "evaluation-test", examples, provenance)
+        result |= {
+            "test_accuracy": test.accuracy,
+            "test_accuracy_interval": list(test.accuracy_interval),
+            "test_images": test.num_images,
+            "last_test_accuracy": last_test.accuracy,
+        }
+    elif validation is not None:
+        evaluation = evaluate_checkpoint(chosen, validation, "validation", device)
+        evaluation.save(run.path / "evaluation-validation", validation, provenance)
+    write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    return describe_result(result, run.chosen)
+
+
+def describe_result(result: Mapping[str, Any], chosen: str) -> str:
+    """The result in one or two sentences for people."""
+    validation = result["validation_accuracy"]
+    if result["test_accuracy"] is None:
+        return "This data set has no test split, so there is no independent number. " + (
+            "Nothing was held out to validate on either."
+            if validation is None
+            else f"Validation accuracy {percent(validation)}; it chose the checkpoint, which flatters it."
+        )
+    how = (
+        f"chosen on validation ({percent(validation)}), epoch {result['best_epoch']}; "
+        f"the last epoch gives {percent(result['last_test_accuracy'])}"
+        if chosen == "best"
+        else "the last epoch: nothing was held out to choose by"
+    )
+    return (
+        f"Test accuracy {percent(result['test_accuracy'])} (95 % interval "
+        f"{interval(result['test_accuracy_interval'])}, {result['test_images']:,} pictures); {how}."
+    )

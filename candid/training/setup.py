@@ -1,0 +1,72 @@
+"""What a run starts from: its recipe with nothing left open, and a record of the machine and the data."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from candid.data.examples import DataSet, Examples, StoredExamples
+from candid.device import choose_memory_format, choose_precision, describe_device
+from candid.models import find_variant
+from candid.recipe import Recipe
+from candid.training.loop import build_network
+from candid.training.progress import command_line
+
+PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safetensors")
+
+
+def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> Recipe:
+    """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
+    folder = Path(recipe.data.name)
+    validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
+    recipe = recipe.replace(
+        {
+            "data.name": str(folder.resolve()) if folder.is_dir() else recipe.data.name,
+            "data.image_size": recipe.data.image_size
+            or data_set.image_size
+            or find_variant(recipe.model.name).image_size,
+            "data.channels": recipe.data.channels or data_set.channels,
+            "data.validation": float(validation),
+            "training.memory_format": choose_memory_format(recipe.training.memory_format),
+        }
+    )
+    with torch.device("meta"):
+        model = build_network(recipe, len(data_set.class_names))
+    return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def describe_environment(device: torch.device, train: Examples) -> dict[str, object]:
+    """What a run's bits depend on beside its recipe."""
+    return {
+        "command": command_line(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "platform": platform.platform(),
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "training_images": len(train),
+        "training_data_sha256": _hash_examples(train),
+        "git_commit": _git_commit(),
+    }
+
+
+def _hash_examples(examples: Examples) -> str:
+    """SHA-256 over what is trained on: pixels and labels, or names, sizes and labels of files on disk."""
+    digest = hashlib.sha256(examples.labels.numpy().tobytes())
+    if isinstance(examples, StoredExamples):
+        digest.update(examples.images.contiguous().numpy().data)
+    else:
+        for file in examples.files:
+            digest.update(f"{file} {(examples.root / file).stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _git_commit() -> str | None:
+    """The commit of candid's own source, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,143 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torchmetrics.functional.classification as theirs
+from PIL import Image
+from torch import nn
+
+from candid.data.examples import StoredExamples
+from candid.data.loading import EvaluationBatches
+from candid.data.preprocessing import Preprocessing
+from candid.errors import DataError
+from candid.evaluation import Evaluation, evaluate_model, wilson_interval
+
+CLASSES = tuple(f"class {k}" for k in range(7))
+
+
+@pytest.fixture(scope="module")
+def examples() -> StoredExamples:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (301, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 6, (301,), generator=generator)  # the last class has no example
+    return StoredExamples(images, labels, tuple(f"test/{k}" for k in range(301)))
+
+
+class Linear(nn.Module):
+    """A network with dropout and batch normalisation, so that training mode would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Dropout(0.5), nn.Linear(36, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def batches(examples: StoredExamples) -> EvaluationBatches:
+    preprocessing = Preprocessing(image_size=6, channels=1, fit="crop", mean=(0.5,), std=(0.3,))
+    return EvaluationBatches(examples, preprocessing, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(examples: StoredExamples) -> Evaluation:
+    return evaluate_model(Linear(), batches(examples), CLASSES, "test")
+
+
+@pytest.fixture(scope="module")
+def logits(examples: StoredExamples) -> torch.Tensor:
+    """All examples in one batch, straight from the definition."""
+    with torch.inference_mode():
+        return Linear().eval()((examples.images.float() / 255 - 0.5) / 0.3)
+
+
+def test_ragged_batches_give_the_numbers_of_one_large_batch(evaluation, examples, logits):
+    assert evaluation.num_images == 301
+    assert evaluation.accuracy == float((logits.argmax(1) == examples.labels).double().mean())
+    assert evaluation.loss == pytest.approx(float(nn.functional.cross_entropy(logits, examples.labels)), rel=1e-6)
+    assert torch.equal(evaluation.top_classes, logits.topk(5).indices)
+
+
+def test_scores_equal_torchmetrics(evaluation, examples, logits):
+    confusion = theirs.multiclass_confusion_matrix(logits, examples.labels, 7)
+    assert torch.equal(evaluation.confusion, confusion)
+    assert evaluation.top5_accuracy == pytest.approx(
+        float(theirs.multiclass_accuracy(logits, examples.labels, 7, top_k=5, average="micro"))
+    )
+    scores = evaluation.per_class()
+    for name, function in (
+        ("recall", theirs.multiclass_recall),
+        ("precision", theirs.multiclass_precision),
+        ("f1", theirs.multiclass_f1_score),
+    ):
+        expected = function(logits, examples.labels, 7, average="none").tolist()
+        ours = [getattr(score, name) for score in scores]
+        assert [0.0 if math.isnan(value) else value for value in ours] == pytest.approx(expected)
+    assert [score.images for score in scores] == confusion.sum(1).tolist()
+    assert math.isnan(scores[6].recall)  # no example, no number
+
+
+def test_evaluation_leaves_the_network_as_it_was(examples):
+    model = Linear().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate_model(model, batches(examples), CLASSES, "test")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    [  # closed form of Wilson 1927, computed with fractions by hand; 0 and n of n are the edge cases
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (866, 1000, 0.8435, 0.8857),
+    ],
+)
+def test_wilson_interval(correct: int, images: int, low: float, high: float):
+    assert wilson_interval(correct, images) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_mistakes_are_ordered_by_confidence(evaluation):
+    mistakes = evaluation.most_confident_mistakes(10)
+    confidence = [float(evaluation.top_probabilities[position, 0]) for position in mistakes]
+    assert confidence == sorted(confidence, reverse=True)
+    assert all(evaluation.top_classes[p, 0] != evaluation.labels[p] for p in mistakes)
+    wrong = evaluation.top_classes[:, 0] != evaluation.labels
+    assert confidence[0] == float(evaluation.top_probabilities[wrong, 0].max())
+
+
+def test_what_was_saved_is_what_is_loaded(evaluation, examples, tmp_path: Path):
+    evaluation.save(tmp_path / "evaluation-test", examples, {"checkpoint": "step-1"})
+    again = Evaluation.load(tmp_path / "evaluation-test")
+    assert again.summary() == evaluation.summary()
+    assert torch.equal(again.top_classes, evaluation.top_classes)
+    assert (again.top_probabilities - evaluation.top_probabilities).abs().max() <= 1e-6
+    with (tmp_path / "evaluation-test" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 301
+    assert sum(int(row["correct"]) for row in rows) == evaluation.num_correct
+    shown = {*evaluation.grid(), *evaluation.most_confident_mistakes()}
+    assert {path.stem for path in (tmp_path / "evaluation-test" / "pictures").iterdir()} == set(map(str, shown))
+    position = evaluation.grid()[0]
+    with Image.open(tmp_path / "evaluation-test" / "pictures" / f"{position}.png") as image:
+        assert list(image.tobytes()) == examples.images[position].flatten().tolist()
+
+
+def test_five_classes_or_fewer_have_no_top5(examples):
+    few = Evaluation(
+        "test", ("a", "b"), ("1",), torch.tensor([0]), torch.tensor([[0, 1]]), torch.tensor([[0.9, 0.1]]), 0.1
+    )
+    assert few.top5_accuracy is None
+
+
+def test_a_folder_without_evaluation_is_refused_in_words(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        Evaluation.load(tmp_path / "evaluation-test")
+    assert str(caught.value) == (
+        f"{tmp_path}/evaluation-test holds no complete evaluation ([Errno 2] No such file or directory: "
+        f"'{tmp_path}/evaluation-test/summary.json'). Run `candid evaluate {tmp_path}`."
+    )
