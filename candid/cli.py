@@ -1,0 +1,240 @@
+"""The command line: it parses, calls and renders; torch is imported only inside commands."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from candid.errors import CandidError, InputError
+from candid.words import interval, percent
+
+if TYPE_CHECKING:
+    from candid.predict import Prediction
+    from candid.recipe import Recipe
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="candid",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; else $CANDID_DATA and the usual places.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Train, test and use image classifiers built from the classic convolutional networks."""
+    # `main` looks for --debug itself, because errors arrive there
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe (`candid recipes`) or a TOML file.")] = None,
+    recipe_option: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set (`candid datasets`) or a folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network (`candid models`).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often to go through the pictures.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PART.KEY=VALUE", help="Change any key of the recipe.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    compile_network: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default runs/MODEL-DATA.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+) -> None:
+    """Train a network, look at the test split once, write the report."""
+    changes = {
+        "data.name": data,
+        "model.name": model,
+        "training.epochs": epochs,
+        "seed": seed,
+        "training.precision": precision,
+        "training.compile": compile_network or None,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    wanted = None
+    if not resume:
+        wanted = _read_recipe(recipe or recipe_option or "default").replace(given).override(assignments or [])
+    elif given or assignments or recipe or recipe_option:
+        raise InputError("--resume goes on by the run's own recipe; give only --out, --device and --data-dir with it.")
+
+    from candid.workflow import train as train_network
+
+    try:
+        run = train_network(wanted, out, resume=resume, data_dir=data_dir, device=device)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Finished epochs are saved; go on with `candid train --resume --out RUN`.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(f"Report: {run / 'report.html'}\nTry it: candid predict {run} YOUR-PICTURE.jpg")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    data: Annotated[str | None, typer.Option(help="Another data set or folder with the same classes.")] = None,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+) -> None:
+    """Measure a run on a split; a look at the test split is recorded."""
+    from candid.workflow import evaluate as evaluate_run
+
+    evaluation = evaluate_run(run, split, data=data, data_dir=data_dir, device=device)
+    top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
+    typer.echo(
+        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)} (95 % interval "
+        f"{interval(evaluation.accuracy_interval)}, {evaluation.num_images:,} pictures){top5}, "
+        f"loss {evaluation.loss:.4f}"
+    )
+    rows = [
+        (scores.class_name, f"{scores.images:,}", *map(percent, (scores.recall, scores.precision, scores.f1)))
+        for scores in evaluation.per_class()
+    ]
+    _print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
+    typer.echo(f"Written to {run / f'evaluation-{split}'}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's page anew."""
+    from candid.workflow import report as write_report
+
+    typer.echo(f"Report: {write_report(run)}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    sources: Annotated[list[Path], typer.Argument(help="Picture files and folders (searched recursively).")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Name your pictures with a trained network; exit code 3 when a file is no picture."""
+    from candid.durable import write_file
+    from candid.predict import load
+
+    predictions = load(run, device=device).predict(sources, top)
+    if csv_file is not None:
+        write_file(csv_file, _predictions_as_csv(predictions))
+    if as_json:
+        typer.echo(json.dumps([_as_json(prediction) for prediction in predictions], indent=2, ensure_ascii=False))
+    elif csv_file is None:
+        rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
+        if rows:
+            _print_table(("picture", *(f"{rank}." for rank in range(1, len(rows[0])))), rows)
+    problems = [prediction.problem for prediction in predictions if prediction.problem]
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(3)
+
+
+@app.command()
+def models() -> None:
+    """List the networks."""
+    from candid.models import REGISTRY, count_parameters
+
+    rows = [
+        (variant.family, name, f"{variant.image_size} px", f"{count_parameters(name, num_classes=10):,}")
+        for name, variant in REGISTRY.items()
+    ]
+    _print_table(("family", "name", "made for", "parameters (10 classes, RGB)"), rows)
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets that have a name; any folder of pictures is one too."""
+    from candid.data.catalog import CATALOG
+
+    rows = [(name, entry.origin, entry.terms) for name, entry in CATALOG.items()]
+    _print_table(("name", "origin", "terms"), rows)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML.")] = None) -> None:
+    """List the shipped recipes, or print one."""
+    from candid.recipes import RECIPES, describe_recipe, find_recipe
+
+    if name is not None:
+        typer.echo(find_recipe(name).to_toml(), nl=False)
+    else:
+        _print_table(("name", "what it is"), [(known, describe_recipe(known)) for known in RECIPES])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=arguments, prog_name="candid")
+    except CandidError as error:
+        if "--debug" in arguments:
+            raise
+        typer.echo(f"{error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _read_recipe(name: str) -> "Recipe":
+    """The recipe in a TOML file, or the shipped one of that name."""
+    from candid.recipe import Recipe
+    from candid.recipes import find_recipe
+
+    return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no edge at which to wrap
+    console.print(table)
+
+
+def _ranked_cells(prediction: "Prediction") -> list[str]:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return [f"{name} {percent(probability)}" for name, probability in pairs]
+
+
+def _as_json(prediction: "Prediction") -> dict[str, object]:
+    if prediction.problem:
+        return {"file": prediction.file, "problem": prediction.problem}
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
+    return {"file": prediction.file, "classes": classes}
+
+
+def _predictions_as_csv(predictions: Sequence["Prediction"]) -> str:
+    """A row a picture: file, the classes and probabilities from the best down, and what went wrong."""
+    ranks = range(max((len(prediction.classes) for prediction in predictions), default=0))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    named = [column for rank in ranks for column in (f"class_{rank + 1}", f"probability_{rank + 1}")]
+    writer.writerow(["file", *named, "problem"])
+    for prediction in predictions:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
+        writer.writerow([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""A checkpoint and pictures become ranked classes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
+from candid.data.decoding import UnreadablePicture
+from candid.data.folders import list_pictures
+from candid.data.loading import EVALUATION_BATCH_SIZE, read_square
+from candid.device import choose_device
+from candid.errors import DataError
+from candid.evaluation import rank_classes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one file."""
+
+    file: str
+    classes: tuple[str, ...]
+    """Class names, best first; empty when the file is no picture."""
+    probabilities: tuple[float, ...]
+    """Matching `classes`, in [0, 1]."""
+    problem: str | None = None
+    """Why there is no prediction."""
+
+
+class Predictor:
+    """A network ready to name pictures, with the preprocessing it was measured with."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Put the checkpoint's network on `device`."""
+        self.checkpoint, self._device = checkpoint, device
+        self._model = restore_network(checkpoint).to(device)
+
+    def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
+        """One Prediction for each picture among the files and folders (recursive) in `sources`, in order."""
+        given = [sources] if isinstance(sources, str | Path) else sources
+        files = list_sources([Path(source) for source in given])
+        return [
+            prediction
+            for start in range(0, len(files), EVALUATION_BATCH_SIZE)
+            for prediction in self._predict_batch(files[start : start + EVALUATION_BATCH_SIZE], top)
+        ]
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Probabilities [N, classes] of decoded pictures uint8 [N, C, H, W]."""
+        inputs = self.checkpoint.preprocessing(pictures.to(self._device))
+        return self._model(inputs).float().softmax(dim=1).cpu()
+
+    @torch.inference_mode()
+    def _predict_batch(self, files: Sequence[Path], top: int) -> Iterator[Prediction]:
+        preprocessing, names = self.checkpoint.preprocessing, self.checkpoint.class_names
+        pictures: list[Tensor] = []
+        problems: dict[Path, str] = {}
+        for file in files:
+            try:
+                pictures.append(read_square(file, preprocessing))
+            except UnreadablePicture as error:
+                problems[file] = str(error)
+        ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
+        if pictures:
+            logits = self._model(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
+            ranked = zip(*rank_classes(logits, top), strict=True)
+        for file in files:
+            if file in problems:
+                yield Prediction(str(file), (), (), problems[file])
+            else:
+                probabilities, classes = next(ranked)
+                found = tuple(names[index] for index in classes.tolist())
+                yield Prediction(str(file), found, tuple(probabilities.tolist()))
+
+
+def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
+    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out."""
+    return Predictor(RunFolder.open(Path(run)).load(which), choose_device(device))
+
+
+def list_sources(sources: Sequence[Path]) -> list[Path]:
+    """The files among `sources` and all pictures below the folders among them."""
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found = [source / file for file in list_pictures(source)]
+            if not found:
+                raise DataError(f"{source} holds no pictures. Give a file, or a folder with pictures in it.")
+            files += found
+        elif source.exists():
+            files.append(source)
+        else:
+            raise DataError(f"{source} does not exist. Give a picture file or a folder of pictures.")
+    return files

@@ -1,0 +1,32 @@
+"""The recipes that ship: name to function. Their docstrings say where they come from and what they gave."""
+
+import inspect
+from collections.abc import Callable
+
+from candid.errors import InputError, did_you_mean
+from candid.recipe import Recipe
+from candid.recipes import notes, papers
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "default": notes.default,
+    "notes/lenet": notes.lenet,
+    "notes/lenet-bn": notes.lenet_bn,
+    "notes/resnet18": notes.resnet18,
+    "notes/densenet": notes.densenet,
+    "papers/resnet20": papers.resnet20,
+    "papers/densenet-40-12": papers.densenet_40_12,
+    "papers/densenet-bc-100-12": papers.densenet_bc_100_12,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The shipped recipe called `name`; InputError with the nearest names where there is none."""
+    if name not in RECIPES:
+        advice = did_you_mean(name, RECIPES, "`candid recipes` shows all names.")
+        raise InputError(f"No recipe is called {name!r}, and no file is. {advice}")
+    return RECIPES[name]().replace({"name": name})
+
+
+def describe_recipe(name: str) -> str:
+    """The first sentence of a shipped recipe's docstring."""
+    return (inspect.getdoc(RECIPES[name]) or "").partition("\n")[0]

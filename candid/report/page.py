@@ -1,0 +1,199 @@
+"""The page: the words, tables, pictures and figures of a run put into `page.html.jinja`."""
+
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+from typing import Any, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from candid import words
+from candid.evaluation import ClassScores, Evaluation
+from candid.report.figures import (
+    MOST_BARS,
+    PANELS,
+    classes_to_draw,
+    draw_confusion,
+    draw_curves,
+    draw_per_class,
+    recall_interval,
+    worst_first,
+)
+from candid.report.headline import find_score, write_headline
+from candid.report.pictures import Pictures
+from candid.report.reading import Result, RunRecord, command_text
+from candid.report.theme import DARK, LIGHT, Draw, render_svg
+
+NUM_CONFUSED_PAIRS = 10
+LONGEST_OPEN_TABLE = 40
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as data URIs of SVG, and what it shows in words."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """How often one class was taken for another."""
+
+    truth: str
+    prediction: str
+    images: int
+    share: float
+    """Of the examples of `truth`."""
+
+
+def render_page(record: RunRecord, pictures: Pictures) -> str:
+    """The HTML of the report."""
+    templates = Environment(
+        loader=PackageLoader("candid", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    data_set = PurePath(record.recipe.data.name).name  # of a folder, only its own name
+    environment = {key: value for key, value in record.environment.items() if key != "command"}
+    return templates.get_template("page.html.jinja").render(
+        words=words,
+        title=" on ".join(filter(None, (record.recipe.model.name, data_set))) or record.name,
+        run=record,
+        headline=write_headline(record),
+        facts=list(state_facts(record)),
+        curves=draw_panels(record),
+        evaluation=describe_evaluation(record.evaluation) if record.evaluation else None,
+        pictures=pictures,
+        environment=list(flatten(environment)),
+        command=command_text(record.environment.get("command")),
+    )
+
+
+def state_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """Name and text of each fact beside the headline, where it is known."""
+    result = record.result or Result()
+    score = find_score(record)
+    facts = {
+        "Network": record.recipe.model.name,
+        "Data set": record.recipe.data.name,
+        "Split": score.split if score else "",
+        "Checkpoint": _checkpoint(record),
+        "Last checkpoint": _told(result.last_test_accuracy, lambda share: f"{words.percent(share)} on the test split"),
+        "Validation": _told(result.validation_accuracy, words.percent),
+        "Top five": _told(record.evaluation and record.evaluation.top5_accuracy, words.percent),
+        "Loss": _told(record.evaluation and record.evaluation.loss, lambda nats: f"{nats:.4f} nats"),
+        "Training": _told(result.train_seconds, words.duration),
+        "Speed": _told(result.images_per_second, lambda speed: f"{speed:,.0f} pictures/s"),
+        "Peak memory": _told(result.peak_memory_mib, lambda mib: f"{mib:,.0f} MiB"),
+    }
+    return ((name, text) for name, text in facts.items() if text)
+
+
+def _told(value: float | None, tell: Callable[[float], str]) -> str:
+    return "" if value is None else tell(value)
+
+
+def _checkpoint(record: RunRecord) -> str:
+    result = record.result
+    if result is None:
+        return ""
+    chosen = "last" if result.validation_accuracy is None else "best on validation"
+    epoch = None if result.best_epoch is None else f"epoch {result.best_epoch}"
+    step = None if result.best_step is None else f"step {result.best_step:,}"
+    return ", ".join(filter(None, (chosen, epoch, step)))
+
+
+def draw_panels(record: RunRecord) -> list[Drawing]:
+    """The curves, one drawing for each panel so that they stack on a narrow page."""
+    if not record.epochs:
+        return []
+    epochs, best = record.epochs, record.best_epoch
+    span = f"over epochs {epochs[0].epoch} to {epochs[-1].epoch}"
+    chosen = "" if best is None else f"; epoch {best} was chosen"
+    return [
+        _drawing(
+            partial(draw_curves, epochs=epochs, best_epoch=best, panels=[panel]),
+            f"Curve of the {panel} {span}{chosen}.",
+        )
+        for panel in PANELS
+    ]
+
+
+def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """What the template shows of an evaluation."""
+    scores = worst_first(evaluation.per_class())
+    present = [score for score in scores if score.images]
+    names, confusion = evaluation.class_names, evaluation.confusion
+    drawn = classes_to_draw(confusion)
+    return {
+        "split": evaluation.split,
+        "images": evaluation.num_images,
+        "num_classes": len(names),
+        "scores": [(score, _recall_bounds(score)) for score in scores],
+        "table_is_long": len(scores) > LONGEST_OPEN_TABLE,
+        "bars_drawn": min(len(present), MOST_BARS),
+        "bars": _drawing(
+            partial(draw_per_class, scores=scores),
+            f"Bars of the recall per class, worst first: {words.shorten(present[0].class_name, 40)} has "
+            f"{words.percent(present[0].recall)}, {words.shorten(present[-1].class_name, 40)} "
+            f"{words.percent(present[-1].recall)}.",
+        ),
+        "matrix_classes": len(drawn),
+        "matrix": _drawing(
+            partial(draw_confusion, confusion=confusion, class_names=names),
+            f"Confusion matrix of {len(drawn)} classes, truth by row and prediction by column.",
+        ),
+        "pairs": most_confused_pairs(evaluation),
+    }
+
+
+def _recall_bounds(score: ClassScores) -> tuple[float, float] | None:
+    return recall_interval(score) if score.images else None
+
+
+def most_confused_pairs(evaluation: Evaluation) -> list[ConfusedPair]:
+    """The pairs of different classes with the most mistakes, at most ten."""
+    confusion, names = evaluation.confusion, evaluation.class_names
+    mistakes = confusion - confusion.diag().diag()
+    present = confusion.sum(dim=1).tolist()
+    pairs: list[ConfusedPair] = []
+    for index in mistakes.flatten().argsort(descending=True, stable=True)[:NUM_CONFUSED_PAIRS].tolist():
+        truth, prediction = divmod(index, len(names))
+        images = int(mistakes[truth, prediction])
+        if images:
+            pairs.append(ConfusedPair(names[truth], names[prediction], images, images / present[truth]))
+    return pairs
+
+
+def flatten(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Rows of a table from nested JSON: dotted names, lists of plain values on one line."""
+    if isinstance(value, dict):
+        for key, part in cast("dict[str, object]", value).items():
+            yield from flatten(part, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        parts = cast("list[object]", value)
+        if any(isinstance(part, dict | list) for part in parts):
+            for position, part in enumerate(parts):
+                yield from flatten(part, f"{name}.{position}")
+        else:
+            yield name, ", ".join(map(_plain, parts))
+    else:
+        yield name, _plain(value)
+
+
+def _plain(value: object) -> str:
+    named = {None: "–", True: "yes", False: "no"}
+    return named[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _drawing(draw: Draw, alt: str) -> Drawing:
+    light, dark = (
+        f"data:image/svg+xml;base64,{b64encode(render_svg(draw, theme)).decode()}" for theme in (LIGHT, DARK)
+    )
+    return Drawing(light, dark, alt)

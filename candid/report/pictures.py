@@ -1,0 +1,82 @@
+"""The thumbnails an evaluation saved, each with what was predicted and what is true."""
+
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from candid.evaluation import Evaluation
+from candid.report.reading import RunRecord
+
+LARGEST_PNG_BYTES = 8192
+"""Thumbnails above become JPEGs in the page, so that 88 of them stay well below a megabyte."""
+TINY_PX = 64
+"""Pictures up to this side are shown with their pixels as squares instead of blurred."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail and the prediction for it."""
+
+    path: Path
+    """PNG, grey or RGB."""
+    file: str
+    prediction: str
+    truth: str
+    probability: float
+    """Of the prediction, in [0, 1]."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the truth."""
+        return self.prediction == self.truth
+
+    def as_data(self) -> tuple[str, bool]:
+        """The picture as a data URI, and whether it is tiny."""
+        data, kind = self.path.read_bytes(), "png"
+        with Image.open(BytesIO(data)) as image:
+            tiny = max(image.size) <= TINY_PX
+            if len(data) > LARGEST_PNG_BYTES:
+                smaller = BytesIO()
+                image.save(smaller, "JPEG", quality=85)
+                data, kind = smaller.getvalue(), "jpeg"
+        return f"data:image/{kind};base64,{b64encode(data).decode()}", tiny
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the report shows of an evaluation; empty where there is none."""
+
+    grid: tuple[Picture, ...] = ()
+    """Drawn at random."""
+    mistakes: tuple[Picture, ...] = ()
+    """The most confident first."""
+
+
+def gather_pictures(record: RunRecord) -> Pictures:
+    """The pictures of the run's evaluation."""
+    evaluation = record.evaluation
+    if evaluation is None:
+        return Pictures()
+    return Pictures(
+        grid=_gather(evaluation, evaluation.grid(), record.pictures),
+        mistakes=_gather(evaluation, evaluation.most_confident_mistakes(), record.pictures),
+    )
+
+
+def _gather(evaluation: Evaluation, positions: Iterable[int], folder: Path) -> tuple[Picture, ...]:
+    """The pictures at these positions, without those whose file was removed."""
+    pictures = (
+        Picture(
+            path=folder / f"{position}.png",
+            file=evaluation.files[position],
+            prediction=evaluation.class_names[int(evaluation.top_classes[position, 0])],
+            truth=evaluation.class_names[int(evaluation.labels[position])],
+            probability=float(evaluation.top_probabilities[position, 0]),
+        )
+        for position in positions
+    )
+    return tuple(picture for picture in pictures if picture.path.exists())

@@ -1,0 +1,73 @@
+"""What many tests share: small pictures, a small run. The network is closed but for this machine itself."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from candid.recipe import Recipe
+from candid.training.progress import Reporter
+from candid.training.run import train_run
+
+torch.set_num_threads(1)  # the tests themselves run side by side
+
+CLASSES = ("circle", "cross", "stripes")
+
+
+def draw(class_name: str, number: int, side: int = 28) -> Image.Image:
+    """A picture of a class: its shape at a place, in a colour and with noise of its own."""
+    random = np.random.default_rng([CLASSES.index(class_name), number])
+    row, column = np.mgrid[:side, :side]
+    y, x = random.uniform(side * 0.4, side * 0.6, 2)
+    shapes = {
+        "circle": (row - y) ** 2 + (column - x) ** 2 < (side / 4) ** 2,
+        "cross": (abs(row - y) < side / 10) | (abs(column - x) < side / 10),
+        "stripes": (row + int(y)) % 6 < 3,
+    }
+    color = random.integers(150, 255, 3)
+    pixels = shapes[class_name][:, :, None] * color + random.integers(0, 60, (side, side, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def make_pictures(folder: Path, per_class: int = 24, side: int = 28) -> Path:
+    """A folder DIR/<class>/NN.png."""
+    for class_name in CLASSES:
+        (folder / class_name).mkdir(parents=True)
+        for number in range(per_class):
+            draw(class_name, number, side).save(folder / class_name / f"{number:02}.png")
+    return folder
+
+
+def small_recipe(pictures: Path, **changes: object) -> Recipe:
+    """A recipe that trains in a moment and learns the three shapes; dotted keys with `__` for the dot."""
+    values: dict[str, object] = {
+        "data.name": str(pictures),
+        "model.name": "lenet-relu",
+        "training.epochs": 4,
+        "training.batch_size": 16,
+        "optimizer.name": "adam",
+        "optimizer.rate": 3e-3,
+    }
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return Recipe().replace(values)
+
+
+def silent() -> Reporter:
+    """A reporter nobody hears."""
+    return Reporter(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests must leave it as it is."""
+    out = tmp_path_factory.mktemp("runs") / "shapes"
+    return train_run(small_recipe(pictures), out, reporter=silent()).path
