@@ -149,7 +149,9 @@ class RunFolder:
             except CheckpointError as error:
                 problems.append(str(error))
         reasons = "".join(f"\n  {problem}" for problem in problems)
-        raise CheckpointError(f"{self.path} has no checkpoint to go on from; train again from the start.{reasons}")
+        raise CheckpointError(
+            f"{self.path} has no checkpoint to go on from. Use another --out, and train from the start.{reasons}"
+        )
 
     def record_test_look(self, checkpoint: str, images: int, accuracy: float, command: str) -> None:
         """Note that the test split was looked at."""
@@ -169,7 +171,7 @@ class RunFolder:
         except FileNotFoundError:
             raise CheckpointError(
                 f"{self.path} has no finished epoch yet ({which}.json is missing). "
-                f"Go on with `candid train --resume --out {self.path}`."
+                f"Run `candid train --resume --out {self.path}`."
             ) from None
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{path} is damaged; expected the name of a checkpoint. Delete it.") from None
@@ -222,7 +224,7 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise CheckpointError(
-            f"{folder / 'state.json'} does not describe a checkpoint of this version ({error})."
+            f"{folder / 'state.json'} does not describe a checkpoint of this version ({error}). Use the candid version that wrote it."
         ) from None
 
 
@@ -240,7 +242,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     version = facts.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format version {version}; this candid reads version {FORMAT_VERSION}. Update candid."
+            f"{folder} has format version {version}; expected version {FORMAT_VERSION}. Install a newer candid."
         )
     return facts
 
@@ -256,12 +258,14 @@ def _read_verified(folder: Path, name: str) -> bytes:
         expected = manifest[name]
         data = (folder / name).read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing; the checkpoint cannot be used.") from None
+        raise CheckpointError(f"{error.filename} is missing. Use a good copy of the run, or train it again.") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / 'manifest.json'} is damaged; the checkpoint cannot be used.") from None
+        raise CheckpointError(
+            f"{folder / 'manifest.json'} is damaged. Use a good copy of the run, or train it again."
+        ) from None
     if _describe(data) != expected:
         raise CheckpointError(
-            f"{folder / name} is not what was saved (its SHA-256 differs); the checkpoint cannot be used."
+            f"{folder / name} is not what was saved (its SHA-256 differs). Use a good copy of the run, or train it again."
         )
     return data
 

@@ -71,7 +71,7 @@ def train(
     if not resume:
         wanted = _read_recipe(recipe or recipe_option or "default").replace(given).override(assignments or [])
     elif given or assignments or recipe or recipe_option:
-        raise InputError("--resume goes on by the run's own recipe; give only --out, --device and --data-dir with it.")
+        raise InputError("--resume goes on by the run's own recipe; use only --out, --device and --data-dir with it.")
 
     from candid.workflow import train as train_network
 

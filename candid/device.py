@@ -1,7 +1,10 @@
 """Where the arithmetic happens and in which number format."""
 
+import os
+import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -50,6 +53,14 @@ def choose_memory_format(asked: str) -> MemoryFormat:
 def torch_memory_format(memory_format: MemoryFormat) -> torch.memory_format:
     """What torch calls it."""
     return torch.channels_last if memory_format == "channels-last" else torch.contiguous_format
+
+
+def describe_processor() -> str:
+    """The processor's name and its cores, such as "AMD EPYC, 2 cores"."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def describe_device(device: torch.device) -> str:

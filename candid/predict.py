@@ -88,10 +88,12 @@ def list_sources(sources: Sequence[Path]) -> list[Path]:
         if source.is_dir():
             found = [source / file for file in list_pictures(source)]
             if not found:
-                raise DataError(f"{source} holds no pictures. Give a file, or a folder with pictures in it.")
+                raise DataError(
+                    f"{source} holds no pictures; expected at least one. Choose a file, or a folder with pictures in it."
+                )
             files += found
         elif source.exists():
             files.append(source)
         else:
-            raise DataError(f"{source} does not exist. Give a picture file or a folder of pictures.")
+            raise DataError(f"{source} does not exist; expected a picture file or a folder of pictures.")
     return files

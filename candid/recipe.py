@@ -148,7 +148,7 @@ class Schedule(Part):
 
     name: Literal["constant", "multi-step", "cosine", "one-cycle", "plateau"] = "cosine"
     warmup: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs of linear rise to the peak rate; part of the epochs, not added to them."""
+    """Linear rise to the peak rate at the beginning: a share of the run below 1, epochs from 1 on."""
     milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (0.5, 0.75)
     """When multi-step multiplies the rate by `factor`: shares of the run below 1, epochs from 1 on."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -193,9 +193,11 @@ class Recipe(Part):
         try:
             return cls.from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not a TOML file ({error}). `candid recipes` shows examples.") from None
+            raise RecipeError(
+                f"{path} is not a TOML file ({error}). Choose one that `candid recipes NAME` prints as a pattern."
+            ) from None
         except OSError as error:
-            raise RecipeError(f"{path} cannot be read ({error.strerror}). Give a TOML file.") from None
+            raise RecipeError(f"{path} cannot be read ({error.strerror}); expected a TOML file.") from None
 
     def to_toml(self) -> str:
         """The whole recipe as TOML; reading it gives this recipe again."""

@@ -35,7 +35,7 @@ def train(
     """
     if resume:
         if recipe is not None or out is None:
-            raise InputError("To resume, give the run folder (--out RUN) and nothing that changes its recipe.")
+            raise InputError("To resume, use --out RUN and nothing that changes the run's recipe.")
         run = resume_run(Path(out), data_dir=data_dir, device=device, reporter=Reporter())
     else:
         recipe = recipe or Recipe()

@@ -100,7 +100,7 @@ def test_a_changed_byte_is_found_and_the_older_checkpoint_is_used(folder: RunFol
     assert older.step == 10
     reason = "is damaged" if name == "manifest.json" else "is not what was saved (its SHA-256 differs)"
     if name != "manifest.json":
-        assert problems == [f"{path} {reason}; the checkpoint cannot be used."]
+        assert problems == [f"{path} {reason}. Use a good copy of the run, or train it again."]
     else:
         assert len(problems) == 1
     if name in ("model.safetensors", "state.json"):  # what predicting reads
@@ -115,7 +115,7 @@ def test_a_missing_file_is_named(folder: RunFolder):
     path.unlink()
     with pytest.raises(CheckpointError) as caught:
         folder.load()
-    assert str(caught.value) == f"{path} is missing; the checkpoint cannot be used."
+    assert str(caught.value) == f"{path} is missing. Use a good copy of the run, or train it again."
 
 
 def test_an_unfinished_save_is_ignored_and_cleared(folder: RunFolder):
@@ -139,7 +139,7 @@ def test_a_newer_format_is_refused_in_words(folder: RunFolder):
     (place / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError) as caught:
         folder.load()
-    assert str(caught.value) == f"{place} has format version 9; this candid reads version 1. Update candid."
+    assert str(caught.value) == f"{place} has format version 9; expected version 1. Install a newer candid."
 
 
 def test_a_run_without_checkpoint_says_how_to_go_on(folder: RunFolder):
@@ -147,11 +147,14 @@ def test_a_run_without_checkpoint_says_how_to_go_on(folder: RunFolder):
         folder.load()
     assert str(caught.value) == (
         f"{folder.path} has no finished epoch yet (latest.json is missing). "
-        f"Go on with `candid train --resume --out {folder.path}`."
+        f"Run `candid train --resume --out {folder.path}`."
     )
     with pytest.raises(CheckpointError) as caught:
         folder.load_to_resume()
-    assert str(caught.value) == f"{folder.path} has no checkpoint to go on from; train again from the start."
+    assert (
+        str(caught.value)
+        == f"{folder.path} has no checkpoint to go on from. Use another --out, and train from the start."
+    )
 
 
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path):

@@ -142,7 +142,7 @@ def test_a_file_that_is_no_toml_is_refused_in_words(tmp_path: Path):
         Recipe.from_toml(path)
     assert str(caught.value) == (
         f"{path} is not a TOML file (Expected '=' after a key in a key/value pair (at line 1, column 7)). "
-        "`candid recipes` shows examples."
+        "Choose one that `candid recipes NAME` prints as a pattern."
     )
 
 

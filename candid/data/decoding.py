@@ -33,7 +33,7 @@ def decode_file(path: Path, channels: Literal[1, 3]) -> Tensor:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UnreadablePicture(f"{path} cannot be read: {error.strerror}.") from None
+        raise UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.") from None
     return decode(data, channels, name=str(path))
 
 
@@ -54,8 +54,10 @@ def decode(data: bytes, channels: Literal[1, 3], name: str) -> Tensor:
     except Image.DecompressionBombError:
         raise UnreadablePicture(_too_large(name)) from None
     except Exception as error:  # Pillow's decoders raise whatever their format's parser stumbles over
-        reason = "it is no picture format that candid reads" if _is_unknown(error) else str(error)
-        raise UnreadablePicture(f"{name} cannot be decoded: {reason}.") from None
+        reason = "no format that candid reads" if _is_unknown(error) else str(error)
+        raise UnreadablePicture(
+            f"{name} cannot be decoded: {reason}; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
+        ) from None
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 

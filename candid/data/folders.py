@@ -50,8 +50,7 @@ def open_folder(folder: Path) -> DataSet:
     class_names = sorted(splits["train"])
     if len(class_names) < 2:
         raise DataError(
-            f"{folder} has one class, {class_names[0]!r}; a classifier needs at least two. "
-            "Put the pictures of each class into a folder of their own."
+            f"{folder} has one class, {class_names[0]!r}; expected at least two, each in a folder of its own."
         )
     examples: dict[Split, FileExamples] = {
         split: _label(folder, classes, class_names) for split, classes in splits.items()
@@ -79,7 +78,7 @@ def split_by_content(folder: Path, classes: Classes) -> Splits:
         ranks = sorted(set(digests))
         if len(ranks) < 3:
             raise DataError(
-                f"Class {class_name!r} of {folder} has {len(ranks)} different pictures; it needs at least 3, "
+                f"Class {class_name!r} of {folder} has {len(ranks)} different pictures; expected at least 3, "
                 "one each to train, to validate and to test."
             )
         num_test = min(max(1, _count_below(TEST_SHARE, ranks)), len(ranks) - 2)
@@ -127,7 +126,9 @@ def _list_classes(root: Path, folder: Path) -> Classes:
         raise DataError(f"{folder} holds no pictures. {LAYOUTS.format(folder=root)}")
     empty = [name for name, files in classes.items() if not files]
     if empty:
-        raise DataError(f"{folder / empty[0]} is a class folder without pictures. Put pictures into it, or remove it.")
+        raise DataError(
+            f"{folder / empty[0]} is a class folder without pictures; expected at least one. Put pictures into it, or remove it."
+        )
     return classes
 
 
@@ -138,7 +139,7 @@ def _refuse_class_missing_in_a_split(folder: Path, splits: Splits) -> None:
             present = next(other for other in splits if class_name in splits[other])
             raise DataError(
                 f"Class {class_name!r} is in the {present} split of {folder} but not in the {split} split. "
-                "Every split must have every class: move some of its pictures, or remove the class."
+                "Expected every class in every split: move some of its pictures, or remove the class."
             )
 
 
@@ -157,7 +158,9 @@ def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Make it readable, or remove it.") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; expected a picture. Make it readable, or remove it."
+        ) from None
 
 
 def _count_below(share: float, digests: Sequence[str]) -> int:

@@ -116,7 +116,7 @@ def refuse_unreadable(problems: Sequence[str]) -> None:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         number = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
-        raise DataError(f"{number} cannot be used; replace or remove:\n{shown}{more}")
+        raise DataError(f"{number} cannot be used; expected whole pictures, so replace or remove:\n{shown}{more}")
 
 
 def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:

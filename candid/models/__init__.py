@@ -107,7 +107,7 @@ def build_model(
     size = variant.image_size if image_size is None else image_size
     smallest = smallest_image_size(name)
     if num_classes < 2:
-        raise InputError(f"num_classes is {num_classes}; a classifier needs at least 2. Add a class to the data.")
+        raise InputError(f"num_classes is {num_classes}; it must be at least 2. Add a class to the data.")
     if in_channels not in (1, 3):
         raise InputError(f"in_channels is {in_channels}; it must be 1 for grey images or 3 for RGB.")
     if size < smallest:

@@ -7,11 +7,11 @@ def default() -> Recipe:
     """LeNet with ReLU on the 6,000 pictures that ship with candid."""
     return Recipe(
         data=Data(name="fashion-mnist-mini"),
-        augmentation=Augmentation(crop_padding=2),
+        augmentation=Augmentation(crop_padding=1),
         model=Model(name="lenet-relu"),
-        training=Training(epochs=40, batch_size=128),
-        optimizer=Optimizer(name="adamw", rate=3e-3, weight_decay=0.05),
-        schedule=Schedule(name="one-cycle", warmup=2),
+        training=Training(epochs=60, batch_size=64),
+        optimizer=Optimizer(name="sgd", rate=0.07, nesterov=True, weight_decay=1e-3),
+        schedule=Schedule(name="one-cycle", warmup=0.1),
     )
 
 

@@ -55,8 +55,7 @@ class RateSchedule:
 
     def rate(self, step: int, epoch_losses: Sequence[float] = ()) -> float:
         """The rate of step 0, 1, ...; `epoch_losses` are those of the epochs before it (plateau reads them)."""
-        warmup_steps = round(self.settings.warmup * self.steps_per_epoch)
-        total_steps = self.epochs * self.steps_per_epoch
+        warmup_steps, total_steps = self._steps(self.settings.warmup), self.epochs * self.steps_per_epoch
         if step < warmup_steps:
             return self.peak * (step + 1) / warmup_steps
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
@@ -64,7 +63,7 @@ class RateSchedule:
             case "constant":
                 return self.peak
             case "multi-step":
-                return self.peak * self.settings.factor ** self._milestones_passed(step, total_steps)
+                return self.peak * self.settings.factor ** self._milestones_passed(step)
             case "cosine":
                 return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
             case "one-cycle":
@@ -73,12 +72,12 @@ class RateSchedule:
                 stalls = count_stalls(epoch_losses, self.settings.patience)
                 return self.peak * self.settings.factor**stalls
 
-    def _milestones_passed(self, step: int, total_steps: int) -> int:
-        at_steps = sorted(
-            round(milestone * (total_steps if milestone < 1 else self.steps_per_epoch))
-            for milestone in self.settings.milestones
-        )
-        return bisect.bisect_right(at_steps, step)
+    def _milestones_passed(self, step: int) -> int:
+        return bisect.bisect_right(sorted(map(self._steps, self.settings.milestones)), step)
+
+    def _steps(self, time: float) -> int:
+        """Steps in a time that is a share of the run below 1, and a number of epochs from 1 on."""
+        return round(time * self.steps_per_epoch * (self.epochs if time < 1 else 1))
 
 
 def count_stalls(losses: Sequence[float], patience: int) -> int:

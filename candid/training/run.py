@@ -40,7 +40,9 @@ def resume_run(out: Path, *, data_dir: Path | None = None, device: str = "auto",
     """Go on with the run in `out` from its newest good checkpoint."""
     run = RunFolder.open(out)
     if (out / "result.json").is_file():
-        raise InputError(f"{out} is finished; there is nothing to resume. `candid report {out}` shows it.")
+        raise InputError(
+            f"{out} is finished; there is nothing to resume. Use another --out to train again; `candid report {out}` shows it."
+        )
     recipe, chosen_device = run.recipe, choose_device(device)
     data_set = open_data_set(recipe.data.name, data_dir)
     session = _Session(run, recipe, data_set, open_training_data(data_set, recipe), chosen_device, reporter)

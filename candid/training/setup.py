@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from candid.data.examples import DataSet, Examples, StoredExamples
-from candid.device import choose_memory_format, choose_precision, describe_device
+from candid.device import choose_memory_format, choose_precision, describe_device, describe_processor
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.loop import build_network
@@ -44,6 +44,7 @@ def describe_environment(device: torch.device, train: Examples) -> dict[str, obj
         "command": command_line(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.platform(),
+        "processor": describe_processor(),
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "training_images": len(train),

@@ -93,8 +93,8 @@ def test_what_is_no_picture_is_refused_in_words(tmp_path: Path):
     (tmp_path / "text.png").write_text("I am no picture")
     expected = {
         "empty.png": f"{tmp_path}/empty.png is empty (0 bytes); expected a picture.",
-        "text.png": f"{tmp_path}/text.png cannot be decoded: it is no picture format that candid reads.",
-        "none.png": f"{tmp_path}/none.png cannot be read: No such file or directory.",
+        "text.png": f"{tmp_path}/text.png cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM).",
+        "none.png": f"{tmp_path}/none.png cannot be read: No such file or directory; expected a picture file.",
     }
     for name, text in expected.items():
         with pytest.raises(UnreadablePicture) as caught:

@@ -111,7 +111,7 @@ def test_an_empty_class_is_refused(tmp_path: Path):
     make_pictures(tmp_path / "pictures")
     (tmp_path / "pictures" / "empty").mkdir()
     assert problem(tmp_path / "pictures") == (
-        f"{tmp_path}/pictures/empty is a class folder without pictures. Put pictures into it, or remove it."
+        f"{tmp_path}/pictures/empty is a class folder without pictures; expected at least one. Put pictures into it, or remove it."
     )
 
 
@@ -119,10 +119,7 @@ def test_one_class_is_refused(tmp_path: Path):
     folder = make_pictures(tmp_path / "pictures")
     for class_name in CLASSES[1:]:
         shutil.rmtree(folder / class_name)
-    assert problem(folder) == (
-        f"{folder} has one class, 'circle'; a classifier needs at least two. "
-        "Put the pictures of each class into a folder of their own."
-    )
+    assert problem(folder) == (f"{folder} has one class, 'circle'; expected at least two, each in a folder of its own.")
 
 
 @pytest.mark.parametrize(("lacking", "present"), [("test", "train"), ("train", "test")])
@@ -132,12 +129,12 @@ def test_a_class_missing_in_a_split_is_refused(tmp_path: Path, lacking: str, pre
     shutil.rmtree(tmp_path / lacking / "cross")
     assert problem(tmp_path) == (
         f"Class 'cross' is in the {present} split of {tmp_path} but not in the {lacking} split. "
-        "Every split must have every class: move some of its pictures, or remove the class."
+        "Expected every class in every split: move some of its pictures, or remove the class."
     )
 
 
 def test_a_class_too_small_to_split_is_refused(tmp_path: Path):
     assert problem(make_pictures(tmp_path / "pictures", per_class=2)) == (
-        f"Class 'circle' of {tmp_path}/pictures has 2 different pictures; it needs at least 3, "
+        f"Class 'circle' of {tmp_path}/pictures has 2 different pictures; expected at least 3, "
         "one each to train, to validate and to test."
     )

@@ -141,9 +141,9 @@ def test_unreadable_pictures_are_listed_and_stop_the_run(tmp_path: Path):
     (folder / "circle" / "03.png").write_bytes(b"")
     (folder / "cross" / "05.png").write_text("text")
     text = (
-        "2 pictures cannot be used; replace or remove:\n"
+        "2 pictures cannot be used; expected whole pictures, so replace or remove:\n"
         f"  {folder}/circle/03.png is empty (0 bytes); expected a picture.\n"
-        f"  {folder}/cross/05.png cannot be decoded: it is no picture format that candid reads."
+        f"  {folder}/cross/05.png cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
     )
     files = FileExamples(folder, ("circle/03.png", "cross/05.png", "cross/06.png"), torch.tensor([0, 1, 1]))
     data, recipe = opened(make_pictures(tmp_path / "good"))

@@ -14,7 +14,7 @@ from candid.models import build_model, count_parameters, smallest_image_size
         (
             "lenet",
             {"num_classes": 1},
-            "num_classes is 1; a classifier needs at least 2. Add a class to the data.",
+            "num_classes is 1; it must be at least 2. Add a class to the data.",
         ),
         (
             "lenet",

@@ -35,6 +35,7 @@ def test_cosine_equals_torch():
 
 def test_warmup_rises_to_the_peak_inside_the_epochs():
     result = rates(name="cosine", warmup=2)
+    assert result == rates(name="cosine", warmup=0.2)
     assert result[:10] == pytest.approx([0.04 * (step + 1) for step in range(10)])
     assert result[10] == pytest.approx(0.4)
     assert len(result) == 50
