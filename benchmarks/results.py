@@ -18,10 +18,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 HEADING = """# Results
 
 Generated from run folders by `python -m benchmarks.results`. Validation chose each checkpoint; test was looked at
-once. Accuracy is the mean over the seeds, with the standard deviation where there are several; the interval is
-Wilson's 95 % over all test predictions.
+once. Pictures are those of the test split, time is that of training. Accuracy is the mean over the seeds, with the
+standard deviation where there are several; the interval is Wilson's 95 % over all test predictions.
 
-| network | data | test pictures | seeds | test accuracy | 95 % interval | epochs | training time | machine | commit | command |
+| network | data | pictures | seeds | test accuracy | 95 % interval | epochs | time | machine | commit | command |
 |---|---|--:|--:|--:|---|--:|--:|---|---|---|
 """
 

@@ -224,7 +224,8 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise CheckpointError(
-            f"{folder / 'state.json'} does not describe a checkpoint of this version ({error}). Use the candid version that wrote it."
+            f"{folder / 'state.json'} does not describe a checkpoint of this version ({error}). "
+            "Use the candid version that wrote it."
         ) from None
 
 
@@ -265,7 +266,8 @@ def _read_verified(folder: Path, name: str) -> bytes:
         ) from None
     if _describe(data) != expected:
         raise CheckpointError(
-            f"{folder / name} is not what was saved (its SHA-256 differs). Use a good copy of the run, or train it again."
+            f"{folder / name} is not what was saved (its SHA-256 differs). "
+            "Use a good copy of the run, or train it again."
         )
     return data
 

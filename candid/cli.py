@@ -69,7 +69,7 @@ def train(
     given = {key: value for key, value in changes.items() if value is not None}
     wanted = None
     if not resume:
-        wanted = _read_recipe(recipe or recipe_option or "default").replace(given).override(assignments or [])
+        wanted = _choose_recipe(recipe or recipe_option, data).replace(given).override(assignments or [])
     elif given or assignments or recipe or recipe_option:
         raise InputError("--resume goes on by the run's own recipe; use only --out, --device and --data-dir with it.")
 
@@ -190,11 +190,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def _read_recipe(name: str) -> "Recipe":
-    """The recipe in a TOML file, or the shipped one of that name."""
+def _choose_recipe(name: str | None, data: str | None) -> "Recipe":
+    """The recipe in a TOML file or the shipped one of that name; without a name, the default for the data.
+
+    The shipped default suits the pictures that ship; on other data, training starts from every key's own default.
+    """
     from candid.recipe import Recipe
     from candid.recipes import find_recipe
 
+    if name is None:
+        return find_recipe("default") if data is None else Recipe()
     return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
 
 

@@ -89,7 +89,8 @@ def list_sources(sources: Sequence[Path]) -> list[Path]:
             found = [source / file for file in list_pictures(source)]
             if not found:
                 raise DataError(
-                    f"{source} holds no pictures; expected at least one. Choose a file, or a folder with pictures in it."
+                    f"{source} holds no pictures; expected at least one. "
+                    "Choose a file, or a folder with pictures in it."
                 )
             files += found
         elif source.exists():

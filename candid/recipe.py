@@ -95,7 +95,7 @@ class Training(Part):
     """How long, in what portions, and in what arithmetic."""
 
     epochs: Count = 10
-    batch_size: Count = 128
+    batch_size: Count = 64
     """Examples per optimizer step."""
     micro_batch_size: Annotated[int, Field(ge=0)] = 0
     """Examples per forward pass; gradients are accumulated over the batch. 0 takes the whole batch at once."""
@@ -124,30 +124,28 @@ class Optimizer(Part):
     """How a gradient becomes a step."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    rate: Annotated[float, Field(gt=0)] = 0.1
+    rate: Annotated[float, Field(gt=0)] = 0.07
     """Peak learning rate."""
     momentum: Share = 0.9
     """Of SGD; of Adam and AdamW it is beta 1."""
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    nesterov: bool = True
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     decay_norms_and_biases: bool = True
     """False exempts the parameters of normalisation layers and all biases from weight decay."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError(
-                f"optimizer.nesterov is true with optimizer.name {self.name!r} and momentum {self.momentum}; "
-                "it must be false unless the optimizer is 'sgd' with momentum above 0."
-            )
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov is true with momentum 0; it must be false, or momentum above 0.")
         return self
 
 
 class Schedule(Part):
     """The learning rate as a function of the step."""
 
-    name: Literal["constant", "multi-step", "cosine", "one-cycle", "plateau"] = "cosine"
-    warmup: Annotated[float, Field(ge=0)] = 0.0
+    name: Literal["constant", "multi-step", "cosine", "one-cycle", "plateau"] = "one-cycle"
+    warmup: Annotated[float, Field(ge=0)] = 0.1
     """Linear rise to the peak rate at the beginning: a share of the run below 1, epochs from 1 on."""
     milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (0.5, 0.75)
     """When multi-step multiplies the rate by `factor`: shares of the run below 1, epochs from 1 on."""

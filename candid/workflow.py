@@ -10,6 +10,7 @@ from candid.device import choose_device
 from candid.errors import InputError, did_you_mean
 from candid.evaluation import Evaluation, evaluate_checkpoint
 from candid.recipe import Recipe
+from candid.recipes import find_recipe
 from candid.report import write_report
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
@@ -38,7 +39,7 @@ def train(
             raise InputError("To resume, use --out RUN and nothing that changes the run's recipe.")
         run = resume_run(Path(out), data_dir=data_dir, device=device, reporter=Reporter())
     else:
-        recipe = recipe or Recipe()
+        recipe = recipe or find_recipe("default")
         path = _new_run_path(recipe) if out is None else Path(out)
         run = train_run(recipe, path, data_dir=data_dir, device=device, reporter=Reporter())
     write_report(run.path)

@@ -16,6 +16,7 @@ from candid.training.run import train_run
 torch.set_num_threads(1)  # the tests themselves run side by side
 
 CLASSES = ("circle", "cross", "stripes")
+NO_PICTURE = "no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
 
 
 def draw(class_name: str, number: int, side: int = 28) -> Image.Image:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import draw, make_pictures
+from conftest import NO_PICTURE, draw, make_pictures
 
 from candid.cli import main
 from candid.recipe import Recipe
@@ -146,7 +146,7 @@ def test_data_that_cannot_be_used_has_its_own_exit_code(capsys, here: Path, tmp_
     assert (code, err) == (
         3,
         "1 picture cannot be used; expected whole pictures, so replace or remove:\n"
-        f"  {path} cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM).\n",
+        f"  {path} cannot be decoded: {NO_PICTURE}\n",
     )
     assert list(here.iterdir()) == []
 
@@ -180,7 +180,7 @@ def test_predict_prints_a_table_json_and_csv(capsys, here: Path, run: Path, tmp_
     folder.mkdir()
     draw("stripes", 1).save(folder / "a.png")
     (folder / "b.png").write_text("no picture")
-    problem = f"{folder}/b.png cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
+    problem = f"{folder}/b.png cannot be decoded: {NO_PICTURE}"
 
     code, out, err = call(capsys, "predict", run, folder)
     assert (code, err) == (3, f"{problem}\n")

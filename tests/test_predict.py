@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, draw
+from conftest import CLASSES, NO_PICTURE, draw
 
 import candid
 from candid.checkpoint import RunFolder
@@ -48,10 +48,7 @@ def test_a_file_that_is_no_picture_is_reported_and_the_rest_is_done(run: Path, t
     draw("cross", 3).save(tmp_path / "c.png")
     first, second, third = candid.load(run).predict(tmp_path)
     assert (first.problem, third.problem) == (None, None)
-    assert (
-        second.problem
-        == f"{tmp_path}/b.png cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
-    )
+    assert second.problem == f"{tmp_path}/b.png cannot be decoded: {NO_PICTURE}"
     assert second.classes == ()
 
 

@@ -52,12 +52,11 @@ def problem(values: dict) -> str:
         ),
         (
             {"training": {"micro_batch_size": 256}},
-            "training.micro_batch_size is 256; it must be at most training.batch_size (128).",
+            "training.micro_batch_size is 256; it must be at most training.batch_size (64).",
         ),
         (
-            {"optimizer": {"name": "adam", "nesterov": True}},
-            "optimizer.nesterov is true with optimizer.name 'adam' and momentum 0.9; "
-            "it must be false unless the optimizer is 'sgd' with momentum above 0.",
+            {"optimizer": {"momentum": 0.0}},
+            "optimizer.nesterov is true with momentum 0; it must be false, or momentum above 0.",
         ),
         (
             {"augmentation": {"crop_padding": 4, "random_resized_crop": 0.5}},

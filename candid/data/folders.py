@@ -127,7 +127,8 @@ def _list_classes(root: Path, folder: Path) -> Classes:
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(
-            f"{folder / empty[0]} is a class folder without pictures; expected at least one. Put pictures into it, or remove it."
+            f"{folder / empty[0]} is a class folder without pictures; expected at least one. "
+            "Put pictures into it, or remove it."
         )
     return classes
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from candid.errors import InputError, did_you_mean
 from candid.recipe import Recipe
-from candid.recipes import notes, papers
+from candid.recipes import notes, papers, starting
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "default": notes.default,
+    "default": starting.default,
+    "photos": starting.photos,
     "notes/lenet": notes.lenet,
     "notes/lenet-bn": notes.lenet_bn,
     "notes/resnet18": notes.resnet18,

@@ -1,18 +1,6 @@
-"""Recipes of the classic course on Fashion-MNIST, and the default that grew from them."""
+"""Recipes of the classic course on Fashion-MNIST."""
 
-from candid.recipe import Augmentation, Data, Model, Optimizer, Recipe, Schedule, Training
-
-
-def default() -> Recipe:
-    """LeNet with ReLU on the 6,000 pictures that ship with candid."""
-    return Recipe(
-        data=Data(name="fashion-mnist-mini"),
-        augmentation=Augmentation(crop_padding=1),
-        model=Model(name="lenet-relu"),
-        training=Training(epochs=60, batch_size=64),
-        optimizer=Optimizer(name="sgd", rate=0.07, nesterov=True, weight_decay=1e-3),
-        schedule=Schedule(name="one-cycle", warmup=0.1),
-    )
+from candid.recipe import Data, Model, Optimizer, Recipe, Schedule, Training
 
 
 def lenet() -> Recipe:
@@ -40,6 +28,6 @@ def _course(model: str, batch_size: int, image_size: int = 28) -> Recipe:
         data=Data(name="fashion-mnist", image_size=image_size),
         model=Model(name=model),
         training=Training(epochs=5, batch_size=batch_size),
-        optimizer=Optimizer(name="adam", rate=1e-3),
-        schedule=Schedule(name="constant"),
+        optimizer=Optimizer(name="adam", rate=1e-3, weight_decay=0.0),
+        schedule=Schedule(name="constant", warmup=0.0),
     )

@@ -29,5 +29,5 @@ def _cifar(model: str, epochs: int, batch_size: int, *, nesterov: bool) -> Recip
         model=Model(name=model),
         training=Training(epochs=epochs, batch_size=batch_size),
         optimizer=Optimizer(name="sgd", rate=0.1, nesterov=nesterov, weight_decay=1e-4),
-        schedule=Schedule(name="multi-step", milestones=(0.5, 0.75), factor=0.1),
+        schedule=Schedule(name="multi-step", warmup=0.0, milestones=(0.5, 0.75), factor=0.1),
     )

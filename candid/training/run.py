@@ -41,7 +41,8 @@ def resume_run(out: Path, *, data_dir: Path | None = None, device: str = "auto",
     run = RunFolder.open(out)
     if (out / "result.json").is_file():
         raise InputError(
-            f"{out} is finished; there is nothing to resume. Use another --out to train again; `candid report {out}` shows it."
+            f"{out} is finished; there is nothing to resume. "
+            f"Use another --out to train again; `candid report {out}` shows it."
         )
     recipe, chosen_device = run.recipe, choose_device(device)
     data_set = open_data_set(recipe.data.name, data_dir)

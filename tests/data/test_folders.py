@@ -111,7 +111,8 @@ def test_an_empty_class_is_refused(tmp_path: Path):
     make_pictures(tmp_path / "pictures")
     (tmp_path / "pictures" / "empty").mkdir()
     assert problem(tmp_path / "pictures") == (
-        f"{tmp_path}/pictures/empty is a class folder without pictures; expected at least one. Put pictures into it, or remove it."
+        f"{tmp_path}/pictures/empty is a class folder without pictures; expected at least one. "
+        "Put pictures into it, or remove it."
     )
 
 

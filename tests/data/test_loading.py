@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_pictures, small_recipe
+from conftest import NO_PICTURE, make_pictures, small_recipe
 
 from candid.data import loading
 from candid.data.catalog import open_data_set
@@ -63,7 +63,7 @@ def test_streamed_and_stored_pictures_are_the_same(pictures: Path, changes: dict
         assert torch.equal(a.targets, b.targets)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_number_of_workers_changes_nothing(pictures: Path, monkeypatch: pytest.MonkeyPatch, workers: int):
     data, recipe = opened(pictures, augmentation__crop_padding=3, augmentation__randaugment=9)
     expected = list(TrainingBatches(data, recipe, 3, CPU).epoch(2))
@@ -103,7 +103,7 @@ def test_a_named_set_of_another_size_is_resized_batch_by_batch():
     recipe = resolve_recipe(Recipe().replace({"data.image_size": 32}), data_set, CPU)
     data = open_training_data(data_set, recipe)
     assert data.train.images.shape[-2:] == (28, 28)
-    assert next(iter(TrainingBatches(data, recipe, 10, CPU).epoch(0))).inputs.shape == (128, 1, 32, 32)
+    assert next(iter(TrainingBatches(data, recipe, 10, CPU).epoch(0))).inputs.shape == (64, 1, 32, 32)
     assert next(iter(EvaluationBatches(data.validation, data.preprocessing, CPU)))[0].shape[-2:] == (32, 32)
 
 
@@ -143,7 +143,7 @@ def test_unreadable_pictures_are_listed_and_stop_the_run(tmp_path: Path):
     text = (
         "2 pictures cannot be used; expected whole pictures, so replace or remove:\n"
         f"  {folder}/circle/03.png is empty (0 bytes); expected a picture.\n"
-        f"  {folder}/cross/05.png cannot be decoded: no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
+        f"  {folder}/cross/05.png cannot be decoded: {NO_PICTURE}"
     )
     files = FileExamples(folder, ("circle/03.png", "cross/05.png", "cross/06.png"), torch.tensor([0, 1, 1]))
     data, recipe = opened(make_pictures(tmp_path / "good"))

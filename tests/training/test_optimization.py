@@ -8,7 +8,7 @@ from candid.training.optimization import RateSchedule, build_optimizer, count_st
 
 
 def rates(epochs: int = 10, steps_per_epoch: int = 5, **settings: object) -> list[float]:
-    schedule = RateSchedule(Schedule.model_validate(settings), 0.4, steps_per_epoch, epochs)
+    schedule = RateSchedule(Schedule.model_validate({"warmup": 0.0} | settings), 0.4, steps_per_epoch, epochs)
     return [schedule.rate(step) for step in range(epochs * steps_per_epoch)]
 
 
@@ -51,7 +51,7 @@ def test_one_cycle_rises_and_falls_in_straight_lines():
 
 
 def test_plateau_waits_for_its_patience():
-    schedule = RateSchedule(Schedule(name="plateau", factor=0.5, patience=2), 0.4, 5, 10)
+    schedule = RateSchedule(Schedule(name="plateau", warmup=0.0, factor=0.5, patience=2), 0.4, 5, 10)
     assert schedule.rate(20, [3.0, 2.0, 1.0]) == 0.4
     assert schedule.rate(20, [3.0, 2.0, 2.5]) == 0.4
     assert schedule.rate(20, [3.0, 2.0, 2.5, 2.0]) == 0.2
@@ -81,4 +81,4 @@ def test_norms_and_biases_can_be_exempt_from_decay():
 def test_optimizers_are_torchs(settings: Optimizer, kind: type):
     optimizer = build_optimizer(settings, nn.Linear(2, 2))
     assert type(optimizer) is kind
-    assert optimizer.defaults["lr"] == 0.1
+    assert optimizer.defaults["lr"] == 0.07

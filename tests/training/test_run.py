@@ -107,9 +107,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_a_finished_run_is_not_resumed(run: Path):
     with pytest.raises(InputError) as caught:
         resume_run(run, reporter=silent())
-    assert (
-        str(caught.value)
-        == f"{run} is finished; there is nothing to resume. Use another --out to train again; `candid report {run}` shows it."
+    assert str(caught.value) == (
+        f"{run} is finished; there is nothing to resume. "
+        f"Use another --out to train again; `candid report {run}` shows it."
     )
 
 
