@@ -89,7 +89,7 @@ class RunFolder:
             runs = [entry.parent.name for entry in path.parent.glob("*/recipe.toml")]
             advice = did_you_mean(path.name, runs, "`candid train` makes runs in the folder runs/.")
             what = "is not a run (it has no recipe.toml)" if path.exists() else "does not exist"
-            raise InputError(f"{path} {what}. {advice}")
+            raise InputError(f"{path} {what}; expected a run folder. {advice}")
         return cls(path)
 
     @property

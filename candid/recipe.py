@@ -39,8 +39,9 @@ class Data(Part):
     channels: Literal[0, 1, 3] = 0
     """1 for grey, 3 for RGB; 0 takes what the data set has."""
     validation: Annotated[float, Field(ge=0)] | None = None
-    """Examples held out of the training split: a count, or a share below 1; 0 trains on all. None takes the
-    data set's custom: 5,000 of CIFAR, 6,000 of SVHN, a tenth elsewhere."""
+    """Examples held out of the training split, where the data set has no validation split of its own: a count, or
+    a share below 1. 0 trains without validation. None takes the data set's custom: 5,000 of CIFAR, 6,000 of SVHN, a
+    tenth elsewhere."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """What happens to a picture that is not square."""
 

@@ -171,15 +171,19 @@ def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
 def test_an_unknown_run_gets_the_nearest_names(folder: RunFolder, tmp_path: Path):
     with pytest.raises(InputError) as caught:
         RunFolder.open(tmp_path / "rum")
-    assert str(caught.value) == f"{tmp_path}/rum does not exist. Did you mean run?"
+    assert str(caught.value) == f"{tmp_path}/rum does not exist; expected a run folder. Did you mean run?"
     with pytest.raises(InputError) as caught:
         RunFolder.open(tmp_path / "other" / "x")
-    assert str(caught.value) == f"{tmp_path}/other/x does not exist. `candid train` makes runs in the folder runs/."
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/other/x does not exist; expected a run folder. `candid train` makes runs in the folder runs/."
+    )
     (tmp_path / "plain").mkdir()
     with pytest.raises(InputError) as caught:
         RunFolder.open(tmp_path / "plain")
     assert str(caught.value) == (
-        f"{tmp_path}/plain is not a run (it has no recipe.toml). `candid train` makes runs in the folder runs/."
+        f"{tmp_path}/plain is not a run (it has no recipe.toml); expected a run folder. "
+        "`candid train` makes runs in the folder runs/."
     )
 
 

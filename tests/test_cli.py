@@ -93,11 +93,20 @@ SMALL = ("--model", "lenet-relu", "--epochs", "1", "--set", "training.batch_size
         ),
         (
             ["train", "--resume", "--out", "runs/x"],
-            "runs/x does not exist. `candid train` makes runs in the folder runs/.",
+            "runs/x does not exist; expected a run folder. `candid train` makes runs in the folder runs/.",
         ),
-        (["evaluate", "runs/x"], "runs/x does not exist. `candid train` makes runs in the folder runs/."),
-        (["report", "runs/x"], "runs/x does not exist. `candid train` makes runs in the folder runs/."),
-        (["predict", "runs/x", "a.jpg"], "runs/x does not exist. `candid train` makes runs in the folder runs/."),
+        (
+            ["evaluate", "runs/x"],
+            "runs/x does not exist; expected a run folder. `candid train` makes runs in the folder runs/.",
+        ),
+        (
+            ["report", "runs/x"],
+            "runs/x does not exist; expected a run folder. `candid train` makes runs in the folder runs/.",
+        ),
+        (
+            ["predict", "runs/x", "a.jpg"],
+            "runs/x does not exist; expected a run folder. `candid train` makes runs in the folder runs/.",
+        ),
         (
             ["recipes", "papers/resnet"],
             "No recipe is called 'papers/resnet', and no file is. Did you mean papers/resnet20?",

@@ -292,7 +292,7 @@ def _open_pictures(entry: CatalogEntry, places: Sequence[Path]) -> DataSet:
             openers = {"train": pictures.openers["train"], "test": pictures.openers["validation"]}
             return replace(pictures, name=entry.name, openers=openers, mean=entry.mean, std=entry.std)
     raise DataError(
-        f"candid cannot download {entry.name} (terms: {entry.terms}). Put its pictures into "
-        f"{places[-1]}/train/CLASS and {places[-1]}/val/CLASS, or into folders named so "
+        f"candid cannot download {entry.name} (terms: {entry.terms}). Expected its pictures in "
+        f"{places[-1]}/train/CLASS and {places[-1]}/val/CLASS, or in folders named so "
         "in a folder that you name with --data-dir; val becomes the test split."
     )

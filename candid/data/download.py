@@ -77,7 +77,9 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Make it readable or remove it.") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; expected a file. Make it readable or remove it."
+        ) from error
 
 
 def wrong_file(path: Path, archive: Archive, sha256: str) -> DataError:
@@ -97,7 +99,7 @@ def fetch(archives: Sequence[Archive], folder: Path, patience: Patience = PATIEN
             raise DownloadError(
                 f"{archive.file} could not be downloaded:\n"
                 + "".join(f"  {address}: {reason}\n" for address, reason in failed.reasons.items())
-                + "Without a connection, bring the files another way and put them into "
+                + "Without a connection, use another way to bring the files, and put them into "
                 f"{folder}, or into a folder that you name with --data-dir: {', '.join(missing)}"
             ) from failed
         except OSError as error:

@@ -31,7 +31,7 @@ Classes = dict[str, list[str]]
 Splits = dict[Split, Classes]
 
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.1
-LAYOUTS = "Expected {folder}/<class>/<picture> or {folder}/train/<class>/<picture>."
+LAYOUTS = "{folder}/<class>/<picture> or {folder}/train/<class>/<picture>."
 
 
 def open_folder(folder: Path) -> DataSet:
@@ -108,7 +108,7 @@ def list_pictures(folder: Path) -> list[str]:
 
 def _folders_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder. {LAYOUTS.format(folder='DIR')}")
+        raise DataError(f"{folder} is not a folder; expected {LAYOUTS.format(folder='DIR')}")
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -117,13 +117,13 @@ def _list_classes(root: Path, folder: Path) -> Classes:
     class_folders = _folders_in(folder)
     if not class_folders:
         held = "pictures but no class folders" if list_pictures(folder) else "no pictures"
-        raise DataError(f"{folder} holds {held}. {LAYOUTS.format(folder=root)}")
+        raise DataError(f"{folder} holds {held}. Expected {LAYOUTS.format(folder=root)}")
     classes = {
         entry.name: [(entry / file).relative_to(root).as_posix() for file in list_pictures(entry)]
         for entry in class_folders
     }
     if not any(classes.values()):
-        raise DataError(f"{folder} holds no pictures. {LAYOUTS.format(folder=root)}")
+        raise DataError(f"{folder} holds no pictures. Expected {LAYOUTS.format(folder=root)}")
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(

@@ -96,7 +96,7 @@ def _unpack(path: Path, num_bytes: int) -> bytes:
         with gzip.open(path) as file:
             data = file.read(num_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, f"cannot be unpacked: {_reason(error)}.") from error
+        raise _damaged(path, f"cannot be unpacked: {_reason(error)}; expected a whole archive.") from error
     if len(data) > num_bytes:
         raise _damaged(path, f"unpacks to more than the {num_bytes} bytes expected.")
     if len(data) < num_bytes:
@@ -134,10 +134,10 @@ def _read_tar_members(path: Path, names: Sequence[str], num_bytes: int, largest_
                 if len(found) == len(names):
                     break
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise _damaged(path, f"cannot be unpacked: {_reason(error)}.") from error
+        raise _damaged(path, f"cannot be unpacked: {_reason(error)}; expected a whole archive.") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise _damaged(path, f"lacks {', '.join(missing)}.")
+        raise _damaged(path, f"lacks {', '.join(missing)}; expected every file of the data set.")
     return bytearray().join(found[name] for name in names)
 
 
@@ -155,7 +155,7 @@ def _svhn_count(path: Path, largest: int) -> int:
     try:
         headers: list[tuple[str, tuple[int, ...], str]] = whosmat(path)
     except Exception as error:  # scipy's parser fails in many ways on bytes that are no Matlab file
-        raise _damaged(path, f"cannot be read: {_reason(error)}.") from error
+        raise _damaged(path, f"cannot be read: {_reason(error)}; expected a Matlab file.") from error
     shapes = {name: shape for name, shape, _ in headers}
     count = shapes.get("y", (0, 0))[0]
     expected = {"X": (CIFAR_SIDE_PX, CIFAR_SIDE_PX, 3, count), "y": (count, 1)}
@@ -169,7 +169,7 @@ def _read_svhn_file(path: Path, num_classes: int) -> tuple[Tensor, Tensor]:
     try:
         arrays: dict[str, Any] = loadmat(path, variable_names=["X", "y"])
     except Exception as error:  # as above
-        raise _damaged(path, f"cannot be read: {_reason(error)}.") from error
+        raise _damaged(path, f"cannot be read: {_reason(error)}; expected a Matlab file.") from error
     images = torch.as_tensor(np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1)))  # from [H, W, C, N]
     labels = torch.as_tensor(arrays["y"].astype(np.int64)).flatten()  # from [N, 1]
     if images.dtype != torch.uint8:

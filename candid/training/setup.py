@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from candid.data.catalog import CATALOG
 from candid.data.examples import DataSet, Examples, StoredExamples
 from candid.device import choose_memory_format, choose_precision, describe_device, describe_processor
 from candid.models import find_variant
@@ -20,11 +21,10 @@ PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safeten
 
 def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> Recipe:
     """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
-    folder = Path(recipe.data.name)
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
-            "data.name": str(folder.resolve()) if folder.is_dir() else recipe.data.name,
+            "data.name": recipe.data.name if recipe.data.name in CATALOG else str(Path(data_set.name).resolve()),
             "data.image_size": recipe.data.image_size
             or data_set.image_size
             or find_variant(recipe.model.name).image_size,

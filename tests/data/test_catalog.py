@@ -159,7 +159,7 @@ def test_opening_a_split_does_not_read_the_other(tmp_path):
     with pytest.raises(DataError) as caught:
         data_set.openers["test"]()
     assert str(caught.value) == (
-        f"{tmp_path}/given/test-images.gz cannot be unpacked: No such file or directory. "
+        f"{tmp_path}/given/test-images.gz cannot be unpacked: No such file or directory; expected a whole archive. "
         "Delete it and let candid download it again."
     )
 
@@ -172,7 +172,7 @@ def test_without_files_and_network_the_text_says_what_to_put_where(tmp_path):
     assert str(caught.value) == (
         "train-labels.gz could not be downloaded:\n"
         f"  {NOWHERE}train-labels.gz: Connection refused\n"
-        "Without a connection, bring the files another way and put them into "
+        "Without a connection, use another way to bring the files, and put them into "
         f"{tmp_path}/cache/candid/tiny, or into a folder that you name with --data-dir: "
         "train-labels.gz, test-images.gz, test-labels.gz\n"
         f"{tmp_path}/given/tiny-python.tar.gz cannot be used: it holds Python pickles. "
@@ -223,7 +223,7 @@ def test_imagenet_cannot_be_downloaded(tmp_path):
     folder = tmp_path / "cache" / "candid" / "imagenet"
     assert str(caught.value) == (
         "candid cannot download imagenet (terms: non-commercial research and education, on request at "
-        f"https://image-net.org). Put its pictures into {folder}/train/CLASS and {folder}/val/CLASS, or into "
+        f"https://image-net.org). Expected its pictures in {folder}/train/CLASS and {folder}/val/CLASS, or in "
         "folders named so in a folder that you name with --data-dir; val becomes the test split."
     )
 

@@ -195,7 +195,7 @@ def test_a_wrong_checksum_leaves_no_file(mirror, tmp_path):
     assert str(caught.value) == (
         "data.bin could not be downloaded:\n"
         f"  {mirror.address('wrong')}: what arrived has the SHA-256 {WRONG_SHA256}, expected {SHA256}\n"
-        f"Without a connection, bring the files another way and put them into {tmp_path}, "
+        f"Without a connection, use another way to bring the files, and put them into {tmp_path}, "
         "or into a folder that you name with --data-dir: data.bin"
     )
     assert names_in(tmp_path) == []
@@ -216,7 +216,7 @@ def test_when_all_mirrors_fail_the_text_gives_every_reason_and_the_way_by_hand(m
         f"  {mirror.address('stalls')}: no answer for 1 s\n"
         "  file:///etc/passwd: unknown url type: file\n"
         "  nonsense: unknown url type: 'nonsense'\n"
-        f"Without a connection, bring the files another way and put them into {tmp_path}, "
+        f"Without a connection, use another way to bring the files, and put them into {tmp_path}, "
         "or into a folder that you name with --data-dir: data.bin, other.bin"
     )
     assert names_in(tmp_path) == ["data.bin.part", "good.bin"]
@@ -271,7 +271,10 @@ def test_a_folder_that_cannot_be_made_is_named(mirror, tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError) as caught:
         sha256_of(tmp_path)
-    assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory. Make it readable or remove it."
+    assert (
+        str(caught.value)
+        == f"{tmp_path} cannot be read: Is a directory; expected a file. Make it readable or remove it."
+    )
 
 
 def test_two_processes_share_one_download(mirror, tmp_path):

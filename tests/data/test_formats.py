@@ -64,16 +64,18 @@ def test_idx_with_other_contents_is_refused(tmp_path, contents, what):
     [
         (
             lambda data: data[:-12],
-            "cannot be unpacked: Compressed file ended before the end-of-stream marker was reached.",
+            "cannot be unpacked: Compressed file ended before the end-of-stream marker was reached; "
+            "expected a whole archive.",
         ),
-        (lambda data: b"<html>", "cannot be unpacked: Not a gzipped file (b'<h')."),
+        (lambda data: b"<html>", "cannot be unpacked: Not a gzipped file (b'<h'); expected a whole archive."),
         (
             lambda data: data[:-8] + bytes(4) + data[-4:],
-            f"cannot be unpacked: CRC check failed 0x0 != {hex(gzip.zlib.crc32(idx(IMAGES)))}.",
+            f"cannot be unpacked: CRC check failed 0x0 != {hex(gzip.zlib.crc32(idx(IMAGES)))}; "
+            "expected a whole archive.",
         ),
         (
             lambda data: data[:10] + b"\xff" + data[11:],
-            "cannot be unpacked: Error -3 while decompressing data: invalid block type.",
+            "cannot be unpacked: Error -3 while decompressing data: invalid block type; expected a whole archive.",
         ),
     ],
     ids=["truncated", "html", "checksum", "stream"],
@@ -97,7 +99,10 @@ def test_a_file_that_vanished_is_named(tmp_path):
     paths[1].unlink()
     with pytest.raises(DataError) as caught:
         read_idx(paths, 5, 3, side=4)
-    assert str(caught.value) == f"{paths[1]} cannot be unpacked: No such file or directory. {REMEDY}"
+    assert (
+        str(caught.value)
+        == f"{paths[1]} cannot be unpacked: No such file or directory; expected a whole archive. {REMEDY}"
+    )
 
 
 CIFAR_IMAGES = noise(4, 3, 32, 32)
@@ -147,7 +152,8 @@ def test_cifar_from_a_truncated_archive_is_refused(tmp_path):
     with pytest.raises(DataError) as caught:
         read_cifar([path], 4, 10, members=TAR_MEMBERS)
     assert str(caught.value) == (
-        f"{path} cannot be unpacked: Compressed file ended before the end-of-stream marker was reached. {REMEDY}"
+        f"{path} cannot be unpacked: Compressed file ended before the end-of-stream marker was reached; "
+        f"expected a whole archive. {REMEDY}"
     )
 
 
@@ -155,7 +161,7 @@ def test_cifar_without_a_batch_is_refused(tmp_path):
     (path,) = tar(tmp_path / "c.tar.gz", cifar_parts()[0])
     with pytest.raises(DataError) as caught:
         read_cifar([path], 4, 10, members=TAR_MEMBERS)
-    assert str(caught.value) == f"{path} lacks batches/two.bin. {REMEDY}"
+    assert str(caught.value) == f"{path} lacks batches/two.bin; expected every file of the data set. {REMEDY}"
 
 
 def test_cifar_with_a_batch_of_another_size_is_refused(tmp_path):
@@ -258,7 +264,7 @@ def test_svhn_that_is_no_matlab_file_is_refused(tmp_path):
         with pytest.raises(DataError) as caught:
             read_svhn([path], 4, 10)
         # The reason in the middle is scipy's own text.
-        assert str(caught.value) == f"{path} cannot be read: {caught.value.__cause__}. {REMEDY}"
+        assert str(caught.value) == f"{path} cannot be read: {caught.value.__cause__}; expected a Matlab file. {REMEDY}"
 
 
 def test_svhn_that_ends_early_is_refused(tmp_path):
@@ -273,7 +279,7 @@ def test_svhn_that_ends_early_is_refused(tmp_path):
     path.write_bytes(contents[:3000] + bytes(1000) + contents[4000:])
     with pytest.raises(DataError) as caught:
         read_svhn([path], 4, 10)
-    assert str(caught.value) == f"{path} cannot be read: {caught.value.__cause__}. {REMEDY}"
+    assert str(caught.value) == f"{path} cannot be read: {caught.value.__cause__}; expected a Matlab file. {REMEDY}"
 
 
 def test_without_scipy_the_text_names_the_extra(tmp_path, monkeypatch):
