@@ -188,6 +188,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         typer.echo(f"{error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if "--debug" in arguments:
+            raise
+        place = error.filename or "A file"
+        typer.echo(
+            f"{place} cannot be used: {error.strerror}. Expected a writable place with room; try another.", err=True
+        )
+        sys.exit(1)
 
 
 def _choose_recipe(name: str | None, data: str | None) -> "Recipe":

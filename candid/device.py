@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,14 @@ def choose_precision(asked: str, device: torch.device, model: nn.Module) -> Prec
 def choose_memory_format(asked: str) -> MemoryFormat:
     """The memory format asked for; for "auto" channels last, which convolutions on CPUs and GPUs prefer."""
     return "contiguous" if asked == "contiguous" else "channels-last"
+
+
+def refuse_compiling_without_compiler(device: torch.device) -> None:
+    """Raise an InputError where torch.compile would find nothing to compile with."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise InputError(
+            "training.compile is true, but there is no C++ compiler; it must be false, or install g++ or clang++."
+        )
 
 
 def torch_memory_format(memory_format: MemoryFormat) -> torch.memory_format:

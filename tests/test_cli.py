@@ -160,6 +160,26 @@ def test_data_that_cannot_be_used_has_its_own_exit_code(capsys, here: Path, tmp_
     assert list(here.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_named(capsys, here: Path, pictures: Path):
+    (here / "file").write_text("mine")
+    code, out, err = call(capsys, "train", "--data", pictures, *SMALL, "--out", "file/run")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "file/.run.partial cannot be used: Not a directory. Expected a writable place with room; try another."
+    )
+    assert (here / "file").read_text() == "mine"
+
+
+def test_compiling_needs_a_compiler(capsys, here: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(here))
+    code, _, err = call(capsys, "train", "--data", pictures, *SMALL, "--compile")
+    assert (code, err) == (
+        2,
+        "training.compile is true, but there is no C++ compiler; it must be false, or install g++ or clang++.\n",
+    )
+    assert list(here.iterdir()) == []
+
+
 def test_a_damaged_checkpoint_has_its_own_exit_code(capsys, run: Path, tmp_path: Path, pictures: Path):
     copy = shutil.copytree(run, tmp_path / "copy")
     for path in copy.glob("checkpoints/*/model.safetensors"):

@@ -10,7 +10,13 @@ import torch
 
 from candid.data.catalog import CATALOG
 from candid.data.examples import DataSet, Examples, StoredExamples
-from candid.device import choose_memory_format, choose_precision, describe_device, describe_processor
+from candid.device import (
+    choose_memory_format,
+    choose_precision,
+    describe_device,
+    describe_processor,
+    refuse_compiling_without_compiler,
+)
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.loop import build_network
@@ -21,6 +27,8 @@ PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safeten
 
 def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> Recipe:
     """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
+    if recipe.training.compile:
+        refuse_compiling_without_compiler(device)
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
