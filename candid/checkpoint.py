@@ -102,6 +102,11 @@ class RunFolder:
         """The resolved recipe."""
         return Recipe.from_toml(self.path / "recipe.toml")
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run's bits depend on beside its recipe, as it was when the run began."""
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:
         """Write a checkpoint, point latest.json and perhaps best.json to it, drop those no longer needed."""
         facts = {

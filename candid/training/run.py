@@ -13,13 +13,13 @@ from candid.data.examples import DataSet
 from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData, open_training_data
 from candid.device import choose_device, describe_device, peak_memory_mib
 from candid.durable import write_file
-from candid.errors import CandidError, InputError
+from candid.errors import CandidError, DataError, InputError
 from candid.evaluation import Evaluation, evaluate_model
 from candid.recipe import Recipe
 from candid.training.loop import Trainer, train_one_epoch
 from candid.training.progress import Reporter, table_text
 from candid.training.result import finish_run
-from candid.training.setup import describe_environment, resolve_recipe
+from candid.training.setup import describe_environment, hash_examples, resolve_recipe
 
 
 def train_run(
@@ -46,7 +46,13 @@ def resume_run(out: Path, *, data_dir: Path | None = None, device: str = "auto",
         )
     recipe, chosen_device = run.recipe, choose_device(device)
     data_set = open_data_set(recipe.data.name, data_dir)
-    session = _Session(run, recipe, data_set, open_training_data(data_set, recipe), chosen_device, reporter)
+    data = open_training_data(data_set, recipe)
+    if hash_examples(data.train) != run.environment["training_data_sha256"]:
+        raise DataError(
+            f"The training pictures of {data_set.name} are not those that {out} began with; expected the same ones. "
+            "Bring them back, or train a new run with another --out."
+        )
+    session = _Session(run, recipe, data_set, data, chosen_device, reporter)
     if any(run.checkpoints.glob("step-*")):
         session.restore()
     session.train()

@@ -56,19 +56,20 @@ def describe_environment(device: torch.device, train: Examples) -> dict[str, obj
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "training_images": len(train),
-        "training_data_sha256": _hash_examples(train),
+        "training_data_sha256": hash_examples(train),
         "git_commit": _git_commit(),
     }
 
 
-def _hash_examples(examples: Examples) -> str:
-    """SHA-256 over what is trained on: pixels and labels, or names, sizes and labels of files on disk."""
-    digest = hashlib.sha256(examples.labels.numpy().tobytes())
+def hash_examples(examples: Examples) -> str:
+    """SHA-256 over what is trained on: names, labels, and pixels or, of pictures that stay on disk, file sizes."""
+    digest = hashlib.sha256("\n".join(examples.files).encode())
+    digest.update(examples.labels.numpy().data)
     if isinstance(examples, StoredExamples):
         digest.update(examples.images.contiguous().numpy().data)
     else:
         for file in examples.files:
-            digest.update(f"{file} {(examples.root / file).stat().st_size}\n".encode())
+            digest.update(f"{(examples.root / file).stat().st_size}\n".encode())
     return digest.hexdigest()
 
 

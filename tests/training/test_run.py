@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import candid
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
-from candid.errors import CandidError, CheckpointError, InputError
+from candid.errors import CandidError, CheckpointError, DataError, InputError
 from candid.evaluation import Evaluation
 from candid.recipe import Recipe
 from candid.training import run as run_module
@@ -110,6 +110,21 @@ def test_a_finished_run_is_not_resumed(run: Path):
     assert str(caught.value) == (
         f"{run} is finished; there is nothing to resume. "
         f"Use another --out to train again; `candid report {run}` shows it."
+    )
+
+
+def test_a_run_is_not_resumed_on_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_pictures(tmp_path / "pictures")
+    monkeypatch.setattr(run_module, "finish_run", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(small_recipe(folder, training__epochs=1), tmp_path / "run", reporter=silent())
+    file = open_data_set(str(folder)).openers["train"]().files[0]
+    (folder / file).unlink()
+    with pytest.raises(DataError) as caught:
+        resume_run(tmp_path / "run", reporter=silent())
+    assert str(caught.value) == (
+        f"The training pictures of {folder} are not those that {tmp_path}/run began with; expected the same ones. "
+        "Bring them back, or train a new run with another --out."
     )
 
 
