@@ -4,10 +4,13 @@ Run: python -m benchmarks.training
 """
 
 import io
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from benchmarks.loading import candid_batches
 from benchmarks.measuring import describe_machine, fastest
@@ -61,7 +64,7 @@ def automatic_trainer() -> Trainer:
     return Trainer(recipe, 10, STEPS, CPU)
 
 
-def usual_script(loader):  # noqa: ANN001, ANN201
+def usual_script(loader: DataLoader[tuple[Tensor, Tensor]]) -> Callable[[], None]:
     """The same network and optimizer, as the usual script trains them."""
     model = build_model(MODEL, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)

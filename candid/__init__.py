@@ -44,7 +44,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `candid --help` must not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'candid' has no attribute {name!r}; it has {', '.join(__all__)}")

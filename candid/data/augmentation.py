@@ -17,6 +17,9 @@ from candid.recipe import Augmentation
 
 NUM_RANDAUGMENT_OPERATIONS = 2
 
+Operation = Callable[[Tensor, float], Tensor]
+"""From pictures and a sign, 1 or -1, to pictures."""
+
 
 class Augmenter:
     """The draws of one epoch for every training example, and what is done with them.
@@ -189,10 +192,10 @@ def rand_augment(pictures: Tensor, operation: Tensor, negative: Tensor, magnitud
     return result
 
 
-def _operations(strength: float, side: int) -> list[Callable[[Tensor, float], Tensor]]:
+def _operations(strength: float, side: int) -> list[Operation]:
     """RandAugment's fourteen operations on (pictures, sign), at `strength` in [0, 1] of their ranges."""
 
-    def move(angle: float = 0, x: float = 0, y: float = 0, shear_x: float = 0, shear_y: float = 0):  # noqa: ANN202
+    def move(angle: float = 0, x: float = 0, y: float = 0, shear_x: float = 0, shear_y: float = 0) -> Operation:
         def operate(pictures: Tensor, sign: float) -> Tensor:
             shift = [float(round(sign * x)), float(round(sign * y))]
             return transforms.affine(pictures, sign * angle, shift, 1.0, [sign * shear_x, sign * shear_y])

@@ -39,7 +39,7 @@ class Mirror(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Mirror
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
     def do_GET(self) -> None:  # noqa: N802

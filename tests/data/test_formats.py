@@ -27,7 +27,7 @@ IMAGES = noise(5, 4, 4)
 LABELS = torch.tensor([0, 2, 1, 2, 0], dtype=torch.uint8)
 
 
-def idx_files(folder: Path, images: bytes = idx(IMAGES), labels: bytes = idx(LABELS)) -> list[Path]:  # noqa: B008
+def idx_files(folder: Path, images: bytes = idx(IMAGES), labels: bytes = idx(LABELS)) -> list[Path]:
     paths = [folder / "images.gz", folder / "labels.gz"]
     for path, contents in zip(paths, (images, labels), strict=True):
         path.write_bytes(gzip.compress(contents))
