@@ -19,7 +19,7 @@ HEADING = """# Results
 
 Generated from run folders by `python -m benchmarks.results`. Validation chose each checkpoint; test was looked at
 once. Pictures are those of the test split, time is that of training. Accuracy is the mean over the seeds, with the
-standard deviation where there are several; the interval is Wilson's 95 % over all test predictions.
+standard deviation where there are several; the interval is Wilson's 95 % for so many pictures, whatever the seeds.
 
 | network | data | pictures | seeds | test accuracy | 95 % interval | epochs | time | machine | commit | command |
 |---|---|--:|--:|--:|---|--:|--:|---|---|---|
@@ -52,17 +52,17 @@ def write_page(runs: list[FinishedRun]) -> str:
 def describe_row(recipe: Recipe, runs: list[FinishedRun]) -> list[str]:
     """The cells of one row."""
     accuracies = [run.result["test_accuracy"] for run in runs]
-    pictures = [run.result["test_images"] for run in runs]
-    correct = sum(round(accuracy * n) for accuracy, n in zip(accuracies, pictures, strict=True))
+    pictures: int = runs[0].result["test_images"]
     spread = f" ± {100 * stdev(accuracies):.2f}" if len(runs) > 1 else ""
     first = runs[0].environment
     return [
         recipe.model.name,
         Path(recipe.data.name).name,
-        f"{pictures[0]:,}",
+        f"{pictures:,}",
         ", ".join(str(run.recipe.seed) for run in runs),
         percent(mean(accuracies)).replace(" %", f"{spread} %"),
-        interval(wilson_interval(correct, sum(pictures))),
+        # the seeds were tested on the same pictures, so more seeds do not make more of them
+        interval(wilson_interval(round(mean(accuracies) * pictures), pictures)),
         str(recipe.training.epochs),
         duration(mean(run.result["train_seconds"] for run in runs)),
         f"{first['processor']}, {first['device']}, torch {first['versions']['torch']}",

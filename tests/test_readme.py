@@ -1,0 +1,66 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import draw, make_pictures
+
+from candid.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README supposes it."""
+    folder = tmp_path_factory.mktemp("reader")
+    make_pictures(folder / "pictures", per_class=10)
+    draw("cross", 99, side=60).save(folder / "holiday.jpg")
+    return folder
+
+
+def test_its_commands_for_ones_own_pictures_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    commands = blocks("sh")[1].splitlines()
+    assert len(commands) == 6
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "candid"
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert not left.value.code, command
+    assert len((place / "predictions.csv").read_text().splitlines()) == 31
+
+
+def test_its_python_runs(place: Path):
+    done = subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"holiday\.jpg (circle|cross|stripes) [01]\.\d+\n", done.stdout)
+
+
+def test_its_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_its_tree_is_the_tree():
+    named: set[str] = set()
+    for line in README.split("```\ncandid/\n")[1].split("```")[0].splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        named |= {("candid/" if line.startswith("  ") else "") + name.rstrip("/") for name in names}
+    for name in named:
+        assert (ROOT / name).exists(), name
+    hidden = {"__init__.py", "__main__.py", "__pycache__"}
+    assert {f"candid/{path.name}" for path in (ROOT / "candid").iterdir() if path.name not in hidden} <= named
