@@ -34,4 +34,6 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name.lower(), names, n=3)
     likeness = [difflib.SequenceMatcher(None, name.lower(), candidate).ratio() for candidate in near]
     best = [names[near[k]] for k in range(len(near)) if likeness[k] > likeness[0] - 0.1]
+    if not best and len(name) >= 3:  # a beginning, such as "val" of "validation"
+        best = [names[candidate] for candidate in names if candidate.startswith(name.lower())][:3]
     return f"Did you mean {' or '.join(best)}?" if best else otherwise

@@ -34,7 +34,7 @@ class Data(Part):
 
     name: str = "fashion-mnist-mini"
     """A catalog name (`candid datasets`) or a folder."""
-    image_size: Annotated[int, Field(ge=0)] = 0
+    image_size: Annotated[int, Field(ge=0, le=4096)] = 0
     """Side in px that the network sees; 0 takes the data set's own, or else the network's."""
     channels: Literal[0, 1, 3] = 0
     """1 for grey, 3 for RGB; 0 takes what the data set has."""

@@ -68,6 +68,14 @@ SMALL = ("--model", "lenet-relu", "--epochs", "1", "--set", "training.batch_size
             "There is no device 'cuda:7'; this machine has cpu. Use --device auto.",
         ),
         (["train", "--device", "tpu0"], "There is no device 'tpu0'; this machine has cpu. Use --device auto."),
+        (
+            ["train", "--data-dir", "nowhere"],
+            "nowhere is not a folder; expected the one that holds your data sets (--data-dir).",
+        ),
+        (
+            ["train", "--set", "data.image_size=4000000"],
+            "data.image_size is 4000000; it must be at most 4096.",
+        ),
         (["train", "--set", "data.channels=2"], "data.channels is 2; it must be 0, 1 or 3."),
         (
             ["train", "--set", "data.validation=6000"],
@@ -125,6 +133,8 @@ def test_an_unknown_split_gets_the_nearest_names(capsys, run: Path, tmp_path: Pa
     code, _, err = call(capsys, "evaluate", copy, "--split", "tset")
     name = Recipe.from_toml(copy / "recipe.toml").data.name
     assert (code, err) == (2, f"{name} has no split 'tset' in this run. Did you mean test?\n")
+    code, _, err = call(capsys, "evaluate", copy, "--split", "val")
+    assert (code, err) == (2, f"{name} has no split 'val' in this run. Did you mean validation?\n")
     code, _, err = call(capsys, "evaluate", copy, "--split", "holdout")
     assert (code, err) == (2, f"{name} has no split 'holdout' in this run. It has train, validation, test.\n")
     assert sorted(copy.rglob("*")) == before

@@ -209,6 +209,7 @@ def test_a_folder_is_a_data_set(tmp_path):
 @pytest.mark.parametrize("place", ["given/imagenet", "given", "cache/candid/imagenet"])
 def test_imagenets_validation_pictures_are_its_test_split(tmp_path, place):
     put_pictures(tmp_path / place, "train", "val")
+    (tmp_path / "given").mkdir(exist_ok=True)
     data_set = open_data_set("imagenet", tmp_path / "given")
     assert data_set.name == "imagenet"
     assert data_set.class_names == ("cat", "dog")
