@@ -93,6 +93,7 @@ def evaluate(
 ) -> None:
     """Measure a run on a split; a look at the test split is recorded."""
     from candid.workflow import evaluate as evaluate_run
+    from candid.workflow import evaluation_folder
 
     evaluation = evaluate_run(run, split, data=data, data_dir=data_dir, device=device)
     top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
@@ -106,7 +107,7 @@ def evaluate(
         for scores in evaluation.per_class()
     ]
     _print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
-    typer.echo(f"Written to {run / f'evaluation-{split}'}")
+    typer.echo(f"Written to {evaluation_folder(run, split, data)}")
 
 
 @app.command()

@@ -56,7 +56,8 @@ def evaluate(
 ) -> Evaluation:
     """What the run's checkpoint predicts for a split of its data set, or of another with the same classes.
 
-    The evaluation is kept in the run folder as evaluation-SPLIT. Looking at the test split is recorded.
+    The evaluation is kept in the run folder (see `evaluation_folder`). A look at the run's own test split is
+    recorded.
 
     Raises:
         InputError: if there is no such run, split or data set.
@@ -72,10 +73,19 @@ def evaluate(
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     examples = keep_in_memory(open_split(data_set, split, checkpoint.recipe), checkpoint.preprocessing)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
-    if split == "test":
+    if split == "test" and data is None:
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
-    evaluation.save(folder.path / f"evaluation-{split}", examples, {"checkpoint": checkpoint.name, "data": name})
+    provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name}
+    evaluation.save(evaluation_folder(folder.path, split, data), examples, provenance)
     return evaluation
+
+
+def evaluation_folder(run: Path, split: str, data: str | None = None) -> Path:
+    """Where an evaluation is kept: evaluation-SPLIT, and for data other than the run's evaluation-SPLIT-NAME.
+
+    So the report never shows a number on other data as the run's own.
+    """
+    return run / (f"evaluation-{split}" if data is None else f"evaluation-{split}-{Path(data).resolve().name}")
 
 
 def report(run: str | Path) -> Path:

@@ -252,6 +252,18 @@ def test_a_look_at_the_test_split_is_recorded(capsys, run: Path, tmp_path: Path)
     assert (copy / "evaluation-validation" / "predictions.csv").is_file()
 
 
+def test_a_number_on_other_data_does_not_replace_the_runs_own(capsys, run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    own = (copy / "evaluation-test" / "summary.json").read_text()
+    other = make_pictures(tmp_path / "other", per_class=30)
+    code, out, _ = call(capsys, "evaluate", copy, "--split", "test", "--data", other)
+    assert code == 0
+    assert out.splitlines()[-1] == f"Written to {copy}/evaluation-test-other"
+    assert json.loads((copy / "evaluation-test-other" / "summary.json").read_text())["data"] == str(other)
+    assert (copy / "evaluation-test" / "summary.json").read_text() == own
+    assert len((copy / "test_looks.jsonl").read_text().splitlines()) == 1
+
+
 def test_names_are_listed(capsys):
     assert "densenet-bc-100-12" in call(capsys, "models")[1]
     assert "fashion-mnist-mini" in call(capsys, "datasets")[1]
