@@ -164,8 +164,17 @@ def datasets() -> None:
     """List the data sets that have a name; any folder of pictures is one too."""
     from candid.data.catalog import CATALOG
 
-    rows = [(name, entry.origin, entry.terms) for name, entry in CATALOG.items()]
-    _print_table(("name", "origin", "terms"), rows)
+    rows = [
+        (
+            name,
+            f"{sum(entry.sizes.values()):,}",
+            f"{entry.download_bytes / 1e6:,.0f} MB" if entry.download_bytes else "-",
+            entry.origin,
+            entry.terms,
+        )
+        for name, entry in CATALOG.items()
+    ]
+    _print_table(("name", "pictures", "download", "origin", "terms"), rows)
 
 
 @app.command()

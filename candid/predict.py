@@ -48,12 +48,6 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def probabilities(self, pictures: Tensor) -> Tensor:
-        """Probabilities [N, classes] of decoded pictures uint8 [N, C, H, W]."""
-        inputs = self.checkpoint.preprocessing(pictures.to(self._device))
-        return self._model(inputs).float().softmax(dim=1).cpu()
-
-    @torch.inference_mode()
     def _predict_batch(self, files: Sequence[Path], top: int) -> Iterator[Prediction]:
         preprocessing, names = self.checkpoint.preprocessing, self.checkpoint.class_names
         pictures: list[Tensor] = []

@@ -200,11 +200,6 @@ CATALOG: Mapping[str, CatalogEntry] = {entry.name: entry for entry in ALL}
 SHA256_OF_OTHERS = {archive.sha256 for entry in ALL for archive in entry.archives}
 
 
-def list_data_sets() -> list[str]:
-    """The names in the catalog, the one that ships with candid first."""
-    return list(CATALOG)
-
-
 def open_data_set(name_or_folder: str, data_dir: Path | None = None) -> DataSet:
     """The data set of that name, else the one in that folder; every file it needs is there and right.
 
