@@ -20,9 +20,11 @@ from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor, nn
 
 from candid.data.preprocessing import Preprocessing
+from candid.device import torch_memory_format
 from candid.durable import append_line, new_folder, remove_partial, write_file
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.models import build_model
+from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
 
 FORMAT_VERSION = 1
@@ -189,21 +191,28 @@ class RunFolder:
             shutil.rmtree(self.checkpoints / name)
 
 
+def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """A resolved recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        model = build_model(
+            recipe.model.name,
+            num_classes=num_classes,
+            in_channels=recipe.data.channels,
+            image_size=recipe.data.image_size,
+            dropout=recipe.model.dropout,
+        )
+    return model.to(memory_format=torch_memory_format(recipe.training.memory_format))
+
+
 def restore_network(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's network with its weights, in evaluation mode on the CPU."""
-    recipe = checkpoint.recipe
-    model = build_model(
-        recipe.model.name,
-        num_classes=len(checkpoint.class_names),
-        in_channels=checkpoint.preprocessing.channels,
-        image_size=checkpoint.preprocessing.image_size,
-        dropout=recipe.model.dropout,
-    )
+    model = build_network(checkpoint.recipe, len(checkpoint.class_names))
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{checkpoint.name} does not hold the weights of {recipe.model.name} ({error}). "
+            f"{checkpoint.name} does not hold the weights of {checkpoint.recipe.model.name} ({error}). "
             "Use the candid version that trained it."
         ) from None
     return model.to(memory_format=torch.channels_last).eval()

@@ -59,9 +59,9 @@ def refuse_compiling_without_compiler(device: torch.device) -> None:
         )
 
 
-def torch_memory_format(memory_format: MemoryFormat) -> torch.memory_format:
-    """What torch calls it."""
-    return torch.channels_last if memory_format == "channels-last" else torch.contiguous_format
+def torch_memory_format(memory_format: str) -> torch.memory_format:
+    """What torch calls the memory format of a recipe."""
+    return torch.contiguous_format if choose_memory_format(memory_format) == "contiguous" else torch.channels_last
 
 
 def describe_processor() -> str:

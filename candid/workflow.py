@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from candid.checkpoint import RunFolder
-from candid.data.catalog import open_data_set
+from candid.data.catalog import full_name, open_data_set
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import hold_out, keep_in_memory
 from candid.device import choose_device
@@ -73,7 +73,7 @@ def evaluate(
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     examples = keep_in_memory(open_split(data_set, split, checkpoint.recipe), checkpoint.preprocessing)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
-    if split == "test" and data is None:
+    if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
     provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name}
     evaluation.save(evaluation_folder(folder.path, split, data), examples, provenance)
@@ -85,7 +85,9 @@ def evaluation_folder(run: Path, split: str, data: str | None = None) -> Path:
 
     So the report never shows a number on other data as the run's own.
     """
-    return run / (f"evaluation-{split}" if data is None else f"evaluation-{split}-{Path(data).resolve().name}")
+    if data is None or _is_own_data(RunFolder.open(run).recipe, data):
+        return run / f"evaluation-{split}"
+    return run / f"evaluation-{split}-{Path(data).resolve().name}"
 
 
 def report(run: str | Path) -> Path:
@@ -104,6 +106,10 @@ def open_split(data_set: DataSet, split: str, recipe: Recipe) -> Examples:
         return data_set.openers["test"]()
     train_examples, validation = hold_out(data_set, recipe)
     return train_examples if validation is None or split == "train" else validation
+
+
+def _is_own_data(recipe: Recipe, data: str) -> bool:
+    return full_name(data) == recipe.data.name
 
 
 def _class_mismatch(data_set: DataSet, known: tuple[str, ...]) -> str:

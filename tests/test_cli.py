@@ -264,6 +264,15 @@ def test_a_number_on_other_data_does_not_replace_the_runs_own(capsys, run: Path,
     assert len((copy / "test_looks.jsonl").read_text().splitlines()) == 1
 
 
+def test_naming_the_runs_own_data_is_still_a_look_at_its_test_split(capsys, run: Path, tmp_path: Path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    own = Path(Recipe.from_toml(run / "recipe.toml").data.name)
+    monkeypatch.chdir(own.parent)
+    code, out, _ = call(capsys, "evaluate", copy, "--split", "test", "--data", own.name)
+    assert (code, out.splitlines()[-1]) == (0, f"Written to {copy}/evaluation-test")
+    assert len((copy / "test_looks.jsonl").read_text().splitlines()) == 2
+
+
 def test_names_are_listed(capsys):
     assert "densenet-bc-100-12" in call(capsys, "models")[1]
     assert "fashion-mnist-mini" in call(capsys, "datasets")[1]

@@ -200,6 +200,11 @@ CATALOG: Mapping[str, CatalogEntry] = {entry.name: entry for entry in ALL}
 SHA256_OF_OTHERS = {archive.sha256 for entry in ALL for archive in entry.archives}
 
 
+def full_name(name_or_folder: str) -> str:
+    """What finds the same data set from any working folder: a catalog name, else the folder's absolute path."""
+    return name_or_folder if name_or_folder in CATALOG else str(Path(name_or_folder).expanduser().resolve())
+
+
 def open_data_set(name_or_folder: str, data_dir: Path | None = None) -> DataSet:
     """The data set of that name, else the one in that folder; every file it needs is there and right.
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from candid.checkpoint import Checkpoint, TrainingState
+from candid.checkpoint import Checkpoint, TrainingState, build_network
 from candid.data.loading import Batch
 from candid.device import AUTOCAST_TYPES, torch_memory_format
-from candid.models import build_model
 from candid.randomness import seed_for
 from candid.recipe import Recipe
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
@@ -66,7 +65,7 @@ class Trainer:
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, classes] and the mean loss, in the recipe's precision."""
-        inputs = inputs.contiguous(memory_format=self._memory_format)
+        inputs = inputs.contiguous(memory_format=torch_memory_format(self.recipe.training.memory_format))
         with self._autocast():
             logits = self._run_model(inputs)
         logits = logits.float()
@@ -117,30 +116,9 @@ class Trainer:
         if state.gradient_scale is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": state.gradient_scale})
 
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch_memory_format(
-            "contiguous" if self.recipe.training.memory_format == "contiguous" else "channels-last"
-        )
-
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.recipe.training.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
-
-def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
-        model = build_model(
-            recipe.model.name,
-            num_classes=num_classes,
-            in_channels=recipe.data.channels,
-            image_size=recipe.data.image_size,
-            dropout=recipe.model.dropout,
-        )
-    contiguous = recipe.training.memory_format == "contiguous"
-    return model.to(memory_format=torch_memory_format("contiguous" if contiguous else "channels-last"))
 
 
 def train_one_epoch(trainer: Trainer, batches: Iterable[Batch], epoch_losses: list[float], reporter: Reporter) -> Tally:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from candid.data.catalog import CATALOG
+from candid.checkpoint import build_network
+from candid.data.catalog import full_name
 from candid.data.examples import DataSet, Examples, StoredExamples
 from candid.device import (
     choose_memory_format,
@@ -19,7 +20,6 @@ from candid.device import (
 )
 from candid.models import find_variant
 from candid.recipe import Recipe
-from candid.training.loop import build_network
 from candid.training.progress import command_line
 
 PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safetensors")
@@ -32,7 +32,7 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
-            "data.name": recipe.data.name if recipe.data.name in CATALOG else str(Path(data_set.name).resolve()),
+            "data.name": full_name(recipe.data.name),
             "data.image_size": recipe.data.image_size
             or data_set.image_size
             or find_variant(recipe.model.name).image_size,
