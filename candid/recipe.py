@@ -89,7 +89,8 @@ class Model(Part):
 
     name: str = "lenet-relu"
     """A name that `candid models` shows."""
-    dropout: Share = 0.0
+    dropout: Share | None = None
+    """Probability of dropping a value, where the network has dropout; None takes the paper's."""
 
 
 class Training(Part):

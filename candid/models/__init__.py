@@ -9,6 +9,7 @@ from torch import nn
 
 from candid.errors import InputError, did_you_mean
 from candid.models import densenet, lenet, resnet
+from candid.models.auxiliary import NO_AUXILIARY_LOSS, AuxiliaryLoss
 
 
 class Config(Protocol):
@@ -35,16 +36,29 @@ class Variant:
     """Name of the module of `candid.models` that has the network and its paper."""
     network: type[nn.Module]
     config: Config
+    num_classes: int
+    """Of the data that the network was designed for, as are `in_channels` and `image_size`."""
+    in_channels: int
 
     @property
     def image_size(self) -> int:
-        """Native side in px: 28 for LeNet, 32 for CIFAR, 224 for ImageNet, 96 for the `-notes` networks."""
+        """Native side in px: 28 for Fashion-MNIST, 32 for CIFAR, 224 for ImageNet, 96 or 224 in the notes."""
         return self.config.image_size
 
     @property
     def has_dropout(self) -> bool:
         """Whether the network has a place for dropout."""
         return "dropout" in self.config.__dataclass_fields__
+
+    @property
+    def dropout(self) -> float:
+        """The paper's probability of dropping a value."""
+        return getattr(self.config, "dropout", 0.0)
+
+    @property
+    def auxiliary_loss(self) -> AuxiliaryLoss:
+        """How the losses of the network's auxiliary classifiers, if it has any, add to the main one."""
+        return getattr(self.config, "auxiliary_loss", NO_AUXILIARY_LOSS)
 
     def build(self, num_classes: int, in_channels: int, image_size: int, dropout: float) -> nn.Module:
         """The network, freshly initialised; `build_model` refuses bad values first."""
@@ -54,7 +68,14 @@ class Variant:
 
 def variants(family: str, network: type[nn.Module], configs: Mapping[str, Config]) -> dict[str, Variant]:
     """The rows of one family's table, as entries of the registry."""
-    return {name: Variant(family, network, config) for name, config in configs.items()}
+    return {name: Variant(family, network, config, *_native_data(name, config)) for name, config in configs.items()}
+
+
+def _native_data(name: str, config: Config) -> tuple[int, int]:
+    """Number of classes and of channels: Fashion-MNIST, ImageNet or CIFAR-10."""
+    if "-notes" in name or config.image_size == 28:
+        return 10, 1
+    return (1000, 3) if config.image_size == 224 else (10, 3)
 
 
 REGISTRY: dict[str, Variant] = {
@@ -92,19 +113,21 @@ def smallest_image_size(name: str) -> int:
 
 
 def build_model(
-    name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None, dropout: float = 0.0
+    name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None, dropout: float | None = None
 ) -> nn.Module:
     """A freshly initialised network: images [N, in_channels, image_size, image_size] to logits.
 
     The weights are drawn from torch's global generator: seed it before. `in_channels` is 1 (grey) or
     3 (RGB). `image_size` in px; None is the size that the network was designed for. `dropout` is the
-    probability with which a value is dropped, wherever the paper has dropout; 0 turns it off.
+    probability with which a value is dropped, wherever the paper has dropout; None is the paper's, 0 turns it off.
+    In training, a network with auxiliary classifiers gives `SupervisedLogits`; in evaluation all give logits.
 
     Raises:
         InputError: if the name is unknown or the network cannot be built like this.
     """
     variant = find_variant(name)
     size = variant.image_size if image_size is None else image_size
+    dropout = variant.dropout if dropout is None else dropout
     smallest = smallest_image_size(name)
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; it must be at least 2. Add a class to the data.")
@@ -117,11 +140,7 @@ def build_model(
     if not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1. Use 0 to turn it off.")
     if dropout > 0 and not variant.has_dropout:
-        families = sorted({other.family for other in REGISTRY.values() if other.has_dropout})
-        raise InputError(
-            f"dropout is {dropout}, but {name} has none. "
-            f"Set it to 0, or choose a network of a family with dropout: {', '.join(families)}."
-        )
+        raise InputError(f"dropout is {dropout}, but {name} has none. Set it to 0, or choose another network.")
     return variant.build(num_classes, in_channels, size, dropout)
 
 

@@ -15,6 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from candid.checkpoint import Checkpoint, TrainingState, build_network
 from candid.data.loading import Batch
 from candid.device import AUTOCAST_TYPES, torch_memory_format
+from candid.models import find_variant
+from candid.models.auxiliary import split_output
 from candid.randomness import seed_for
 from candid.recipe import Recipe
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
@@ -48,6 +50,7 @@ class Trainer:
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")
+        self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
         self.clip_norm = recipe.training.clip_norm or math.inf
         self._run_model = torch.compile(self.model) if recipe.training.compile else self.model
 
@@ -55,6 +58,11 @@ class Trainer:
     def evaluated_model(self) -> nn.Module:
         """The network whose accuracy counts: the running average of the weights where there is one."""
         return self.average if self.average is not None else self.model
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1)."""
+        return self.step / (self.schedule.epochs * self.schedule.steps_per_epoch)
 
     def split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Micro-batches of nearly equal size: inputs, targets, and each one's share of the batch."""
@@ -67,9 +75,9 @@ class Trainer:
         """Logits [N, classes] and the mean loss, in the recipe's precision."""
         inputs = inputs.contiguous(memory_format=torch_memory_format(self.recipe.training.memory_format))
         with self._autocast():
-            logits = self._run_model(inputs)
-        logits = logits.float()
-        return logits, cross_entropy(logits, targets, label_smoothing=self.recipe.training.label_smoothing)
+            logits, auxiliary = split_output(self._run_model(inputs))
+        auxiliary_loss = self.auxiliary_loss([self._loss(other, targets) for other in auxiliary], self.progress)
+        return logits.float(), self._loss(logits, targets) + auxiliary_loss
 
     def seed_layers(self) -> None:
         """Make what layers draw in the coming step (dropout) a function of seed and step alone."""
@@ -115,6 +123,9 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
         if state.gradient_scale is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": state.gradient_scale})
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), targets, label_smoothing=self.recipe.training.label_smoothing)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.recipe.training.precision)

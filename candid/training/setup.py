@@ -38,6 +38,9 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             or find_variant(recipe.model.name).image_size,
             "data.channels": recipe.data.channels or data_set.channels,
             "data.validation": float(validation),
+            "model.dropout": find_variant(recipe.model.name).dropout
+            if recipe.model.dropout is None
+            else recipe.model.dropout,
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
         }
     )

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 State = dict[str, Tensor]
-Reference = Callable[[State, Tensor, bool], Tensor]
-"""(state under the names of our network, images, training) to logits; updates running statistics in place."""
+Reference = Callable[[State, Tensor, bool], object]
+"""(state under the names of our network, images, training) to logits (or a tuple: those of auxiliary classifiers
+behind); updates running statistics in place."""
 
 # Both sides add the same float64 numbers in another order, which costs about 1e-16 a layer; batch
 # statistics of few values amplify that in the deepest networks. A wrong network is off by about 1.
@@ -32,6 +33,14 @@ def assert_close(found: Tensor, expected: Tensor, what: str) -> None:
     assert difference < TOLERANCE, f"{what} differs by {difference:.1e} of its scale"
 
 
+def all_logits(output: object) -> Tensor:
+    """The logits [N, classes], those of auxiliary classifiers behind them: [N, (1 + auxiliary) * classes]."""
+    if isinstance(output, Tensor):
+        return output
+    main, *auxiliary = output
+    return torch.cat((main, *(auxiliary[0] if isinstance(auxiliary[0], tuple) else auxiliary)), dim=1)
+
+
 def assert_same_network(model: nn.Module, reference: Reference, images: Tensor) -> None:
     """Equal logits, gradients of all parameters and running statistics, in training and evaluation."""
     model, images = model.double(), images.double()
@@ -41,8 +50,8 @@ def assert_same_network(model: nn.Module, reference: Reference, images: Tensor) 
         names = [name for name, _ in model.named_parameters()]
         for name in names:
             state[name].requires_grad_()
-        expected = reference(state, images, training)
-        found = model.train(training)(images)
+        expected = all_logits(reference(state, images, training))
+        found = all_logits(model.train(training)(images))
         assert_close(found, expected, f"logits (training={training})")
         direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).double()
         gradients = torch.autograd.grad(found, list(model.parameters()), direction)

@@ -10,20 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from candid.models import build_model
+from candid.weights.layouts import TORCHVISION
 
 torch.set_num_threads(1)
-
-
-def torchvision_name(name: str) -> str:
-    """`blocks.0.layers.3.norm1.bias` is `features.denseblock1.denselayer4.norm1.bias` there."""
-    name = re.sub(r"^stem\.0", "features.conv0", re.sub(r"^stem\.1", "features.norm0", name))
-    name = re.sub(r"^transitions\.(\d)", lambda place: f"features.transition{int(place[1]) + 1}", name)
-    name = re.sub(
-        r"^blocks\.(\d)\.layers\.(\d+)",
-        lambda place: f"features.denseblock{int(place[1]) + 1}.denselayer{int(place[2]) + 1}",
-        name,
-    )
-    return re.sub(r"^norm\.", "features.norm5.", name).replace("head", "classifier")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +27,7 @@ def torchvision_name(name: str) -> str:
 def test_computes_what_torchvision_computes(name: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, num_classes=7)
-    assert_same_network(build_model(name, 7), from_module(theirs, torchvision_name), random_images(4, 3, 32))
+    assert_same_network(build_model(name, 7), from_module(theirs, TORCHVISION["densenet"]), random_images(4, 3, 32))
 
 
 def test_small_stem_is_torchvisions_network_with_another_start() -> None:
@@ -47,7 +36,7 @@ def test_small_stem_is_torchvisions_network_with_another_start() -> None:
         theirs.features.conv0 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     theirs.features.norm0 = theirs.features.relu0 = theirs.features.pool0 = nn.Identity()
     ours = build_model("densenet121-cifar", 7)
-    assert_same_network(ours, from_module(theirs, torchvision_name), random_images(4, 3, 8))
+    assert_same_network(ours, from_module(theirs, TORCHVISION["densenet"]), random_images(4, 3, 8))
 
 
 def section_3(state: State, x: Tensor, training: bool) -> Tensor:

@@ -54,8 +54,7 @@ from candid.models import build_model, count_parameters, smallest_image_size
         (
             "resnet18",
             {"dropout": 0.2},
-            "dropout is 0.2, but resnet18 has none. "
-            "Set it to 0, or choose a network of a family with dropout: densenet.",
+            "dropout is 0.2, but resnet18 has none. Set it to 0, or choose another network.",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 import copy
+import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from candid.models import (
     list_models,
     smallest_image_size,
 )
+from candid.models.auxiliary import split_output
 
 torch.set_num_threads(1)
 
@@ -41,6 +44,8 @@ LARGE = {
     "densenet-bc-250-24",
 }
 NUM_CLASSES = 5
+# Networks that leave out random parts in training: so many passes reach every parameter.
+NUM_PASSES: dict[str, int] = {}
 ON_META = torch.device("meta")
 MARKED = [pytest.param(n, marks=pytest.mark.long) if n in LARGE else n for n in list_models()]
 
@@ -57,6 +62,13 @@ def random_images(name: str, num_images: int = 2) -> Tensor:
 def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     return build_model(name, NUM_CLASSES, image_size=contract_size(name))
+
+
+def train_logits(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """The logits and those of auxiliary classifiers, of one forward pass with draws that depend on nothing before."""
+    torch.manual_seed(3)
+    logits, auxiliary = split_output(model.train()(images))
+    return [logits, *auxiliary]
 
 
 @pytest.fixture(scope="module", params=MARKED)
@@ -76,9 +88,11 @@ def model(original: nn.Module) -> Iterator[nn.Module]:
 
 
 def test_every_parameter_receives_a_gradient(name: str, model: nn.Module) -> None:
-    logits = model.train()(random_images(name, num_images=4))
-    nn.functional.cross_entropy(logits, torch.tensor([0, 4, 1, 0])).backward()
-    assert logits.shape == (4, NUM_CLASSES)
+    torch.manual_seed(3)
+    for _ in range(NUM_PASSES.get(name, 1)):
+        logits, auxiliary = split_output(model.train()(random_images(name, num_images=4)))
+        assert {one.shape for one in (logits, *auxiliary)} == {(4, NUM_CLASSES)}
+        sum(nn.functional.cross_entropy(one, torch.tensor([0, 4, 1, 0])) for one in (logits, *auxiliary)).backward()
     idle = [path for path, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not idle, f"{name}: no finite gradient reaches {idle}"
 
@@ -88,7 +102,8 @@ def test_one_seed_makes_one_network(name: str, model: nn.Module) -> None:
     values = again.state_dict()
     assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
     images = random_images(name)
-    assert torch.equal(model.train()(images), again.train()(images))
+    pairs = zip(train_logits(model, images), train_logits(again, images), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_state_dict_carries_everything(name: str, model: nn.Module) -> None:
@@ -101,9 +116,9 @@ def test_state_dict_carries_everything(name: str, model: nn.Module) -> None:
 
 def test_bf16_autocast_stays_finite(name: str, model: nn.Module) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        logits = model.train()(random_images(name))
-    assert logits.dtype == torch.bfloat16
-    assert logits.isfinite().all()
+        for logits in train_logits(model, random_images(name)):
+            assert logits.dtype == torch.bfloat16
+            assert logits.isfinite().all()
 
 
 def test_channels_last_computes_the_same(name: str, model: nn.Module) -> None:
@@ -126,7 +141,34 @@ def test_only_the_head_depends_on_the_number_of_classes(name: str, model: nn.Mod
     with ON_META:
         other = build_model(name, NUM_CLASSES + 1, image_size=contract_size(name)).state_dict()
     different = [key for key, value in model.state_dict().items() if value.shape != other[key].shape]
-    assert different == ["head.weight", "head.bias"]
+    assert [key.split(".")[-2] for key in different] == ["head"] * len(different)  # auxiliary classifiers have one too
+    assert {"head.weight", "head.bias"} <= set(different)
+
+
+def test_double_precision_computes_the_same_more_exactly(name: str, model: nn.Module) -> None:
+    images = random_images(name)
+    with torch.no_grad():
+        single = model.eval()(images)
+        double = model.double()(images.double())
+    assert double.dtype == torch.float64
+    assert (single - double).abs().max() <= 1e-3 * double.abs().max()  # float32 has 7 digits, over up to 100 layers
+
+
+def test_config_survives_pickling_and_builds_the_same_network(name: str, model: nn.Module) -> None:
+    variant = find_variant(name)
+    config = pickle.loads(pickle.dumps(variant.config))
+    assert config == variant.config
+    with ON_META:
+        again = variant.network(replace(config, image_size=contract_size(name)), NUM_CLASSES, 3)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in again.state_dict().items()} == shapes
+
+
+def test_exported_graph_computes_the_same(name: str, model: nn.Module) -> None:
+    images = random_images(name)
+    exported = torch.export.export(model.eval(), (images,)).module()
+    with torch.no_grad():
+        assert torch.allclose(exported(images), model(images), rtol=1e-4, atol=1e-5)  # fp32, in another order
 
 
 @pytest.mark.parametrize("name", MARKED)

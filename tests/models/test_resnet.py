@@ -1,5 +1,4 @@
 import math
-import re
 from dataclasses import replace
 
 import pytest
@@ -11,15 +10,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from candid.models import build_model
 from candid.models.resnet import VARIANTS
+from candid.weights.layouts import TORCHVISION
 
 torch.set_num_threads(1)
-
-
-def torchvision_name(name: str) -> str:
-    """`stages.0.1.norm2.bias` is `layer1.1.bn2.bias` there."""
-    name = re.sub(r"^stem\.0", "conv1", re.sub(r"^stem\.1", "bn1", name))
-    name = re.sub(r"^stages\.(\d)", lambda stage: f"layer{int(stage[1]) + 1}", name)
-    return name.replace("norm", "bn").replace("shortcut", "downsample").replace("head", "fc")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +28,7 @@ def torchvision_name(name: str) -> str:
 def test_computes_what_torchvision_computes(name: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, num_classes=7)
-    assert_same_network(build_model(name, 7), from_module(theirs, torchvision_name), random_images(4, 3, 40))
+    assert_same_network(build_model(name, 7), from_module(theirs, TORCHVISION["resnet"]), random_images(4, 3, 40))
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.long)])
@@ -45,7 +38,7 @@ def test_small_stem_is_torchvisions_network_with_another_start(name: str) -> Non
         theirs.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         theirs.maxpool = nn.Identity()
     ours = build_model(f"{name}-cifar", 7)
-    assert_same_network(ours, from_module(theirs, torchvision_name), random_images(4, 3, 12))
+    assert_same_network(ours, from_module(theirs, TORCHVISION["resnet"]), random_images(4, 3, 12))
 
 
 def test_network_of_the_notes_differs_in_image_size_alone() -> None:

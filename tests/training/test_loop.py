@@ -166,6 +166,4 @@ def test_a_restored_trainer_goes_on_bit_for_bit(optimizer: str, ema_decay: float
 def test_dropout_of_a_network_without_any_is_refused():
     with pytest.raises(InputError) as caught:
         Trainer(recipe(model__dropout=0.2), 3, 3, CPU)
-    assert str(caught.value) == (
-        "dropout is 0.2, but lenet-relu has none. Set it to 0, or choose a network of a family with dropout: densenet."
-    )
+    assert str(caught.value) == ("dropout is 0.2, but lenet-relu has none. Set it to 0, or choose another network.")
