@@ -1,5 +1,6 @@
 """The model zoo: networks by name, from `REGISTRY` or an alias, each as its paper has it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -8,7 +9,25 @@ import torch
 from torch import nn
 
 from candid.errors import InputError, did_you_mean
-from candid.models import densenet, lenet, resnet
+from candid.models import (
+    alexnet,
+    all_cnn,
+    convnet,
+    densenet,
+    dsn,
+    fractalnet,
+    ghostnet,
+    googlenet,
+    highway,
+    lenet,
+    mlp,
+    mobilenetv2,
+    nin,
+    preact_resnet,
+    resnet,
+    shufflenetv2,
+    vgg,
+)
 from candid.models.auxiliary import NO_AUXILIARY_LOSS, AuxiliaryLoss
 
 
@@ -80,16 +99,58 @@ def _native_data(name: str, config: Config) -> tuple[int, int]:
 
 REGISTRY: dict[str, Variant] = {
     **variants("lenet", lenet.LeNet, lenet.VARIANTS),
+    **variants("mlp", mlp.MLP, mlp.VARIANTS),
+    **variants("convnet", convnet.ConvNet, convnet.VARIANTS),
+    **variants("alexnet", alexnet.AlexNet, alexnet.VARIANTS),
+    **variants("vgg", vgg.VGG, vgg.VARIANTS),
+    **variants("nin", nin.NiN, nin.VARIANTS),
+    **variants("googlenet", googlenet.GoogLeNet, googlenet.VARIANTS),
     **variants("resnet", resnet.ResNet, resnet.VARIANTS),
+    **variants("preact_resnet", preact_resnet.PreActResNet, preact_resnet.VARIANTS),
     **variants("densenet", densenet.DenseNet, densenet.VARIANTS),
+    **variants("mobilenetv2", mobilenetv2.MobileNetV2, mobilenetv2.VARIANTS),
+    **variants("shufflenetv2", shufflenetv2.ShuffleNetV2, shufflenetv2.VARIANTS),
+    **variants("ghostnet", ghostnet.GhostNet, ghostnet.VARIANTS),
+    **variants("all_cnn", all_cnn.AllCNN, all_cnn.VARIANTS),
+    **variants("dsn", dsn.DSN, dsn.VARIANTS),
+    **variants("highway", highway.Highway, highway.VARIANTS),
+    **variants("fractalnet", fractalnet.FractalNet, fractalnet.VARIANTS),
 }
 
+# What names such as `mobilenetv2-0.6` may ask for: below, rounding makes all layers equally narrow; above, 16 times
+# the weights are no mobile net any more.
+SMALLEST_WIDTH, LARGEST_WIDTH = 0.1, 4.0
+
 ALIASES = {  # timm's names for the networks that it took over from torchvision
+    "vgg11_bn": "vgg11-bn",  # as in torchvision too
+    "vgg13_bn": "vgg13-bn",
+    "vgg16_bn": "vgg16-bn",
+    "vgg19_bn": "vgg19-bn",
     "tv_resnet34": "resnet34",
     "tv_resnet50": "resnet50",
     "tv_resnet101": "resnet101",
     "tv_resnet152": "resnet152",
+    "tv_resnext50_32x4d": "resnext50-32x4d",
+    "resnext50_32x4d": "resnext50-32x4d",  # as in torchvision too, like the next
+    "resnext101_32x8d": "resnext101-32x8d",
+    "resnext101_64x4d": "resnext101-64x4d",
+    "wide_resnet50_2": "wide-resnet50-2",
+    "wide_resnet101_2": "wide-resnet101-2",
     "tv_densenet121": "densenet121",
+    "mobilenet_v2": "mobilenetv2-1.0",  # torchvision's
+    "mobilenetv2_035": "mobilenetv2-0.35",
+    "mobilenetv2_050": "mobilenetv2-0.5",
+    "mobilenetv2_075": "mobilenetv2-0.75",
+    "mobilenetv2_100": "mobilenetv2-1.0",
+    "mobilenetv2_140": "mobilenetv2-1.4",
+    "mobilenetv2-1.0-cifar": "mobilenetv2-cifar",  # ours: the one that other widths are made from
+    "shufflenet_v2_x0_5": "shufflenetv2-0.5",  # torchvision's, like the next three
+    "shufflenet_v2_x1_0": "shufflenetv2-1.0",
+    "shufflenet_v2_x1_5": "shufflenetv2-1.5",
+    "shufflenet_v2_x2_0": "shufflenetv2-2.0",
+    "ghostnet_050": "ghostnet-0.5",
+    "ghostnet_100": "ghostnet-1.0",
+    "ghostnet_130": "ghostnet-1.3",
 }
 
 
@@ -99,12 +160,31 @@ def list_models() -> list[str]:
 
 
 def find_variant(name: str) -> Variant:
-    """The entry of `name`, which may be an alias."""
+    """The entry of `name`, which may be an alias or have a width that is not listed, as `mobilenetv2-0.6` has."""
     name = ALIASES.get(name, name)
-    if name not in REGISTRY:
+    variant = REGISTRY.get(name) or _of_any_width(name)
+    if variant is None:
         advice = did_you_mean(name, REGISTRY, otherwise="`candid models` shows all names.")
         raise InputError(f"No model is called {name!r}. {advice}")
-    return REGISTRY[name]
+    return variant
+
+
+def _of_any_width(name: str) -> Variant | None:
+    """FAMILY-W from the entry FAMILY-1.0, where the family has a width; also FAMILY-W-cifar."""
+    parts = re.fullmatch(r"([a-z0-9]+)-([0-9]+(?:\.[0-9]+)?)(-cifar)?", name)
+    if parts is None:
+        return None
+    family, width, form = parts[1], float(parts[2]), parts[3] or ""
+    standard = f"{family}-1.0{form}"
+    variant = REGISTRY.get(ALIASES.get(standard, standard))
+    if variant is None or "width" not in variant.config.__dataclass_fields__:
+        return None
+    if not SMALLEST_WIDTH <= width <= LARGEST_WIDTH:
+        raise InputError(
+            f"{name} would have {width:g} times the channels of {standard}; the factor must be at least "
+            f"{SMALLEST_WIDTH:g} and at most {LARGEST_WIDTH:g}. The papers have 0.35 to 1.4."
+        )
+    return replace(variant, config=replace(variant.config, **{"width": width}))
 
 
 def smallest_image_size(name: str) -> int:

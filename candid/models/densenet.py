@@ -2,6 +2,7 @@
 
 ImageNet: Table 1, and 161 (k = 48) from an earlier version of it. CIFAR: section 3, `densenet-L-k` plain and
 `densenet-bc-L-k` with bottlenecks and compression; stems of 16 and 2k channels give the counts of Table 2.
+The wide `densenet-bc-40-k` are in the authors' repository (github.com/liuzhuang13/DenseNet), except k = 12.
 Initialisation: He et al. 2015, fan out, linear bias 0, as in the authors' code.
 Departures: our small stem, one 3x3 convolution to 2k, in `densenet121-cifar` and its like; `densenet-notes`
 compresses without bottlenecks. Checked against torchvision and a functional form of section 3 in tests/models/.
@@ -145,5 +146,9 @@ VARIANTS = {
     "densenet-bc-100-12": DenseNetConfig(12, (16, 16, 16), 24, "small", 32),
     "densenet-bc-250-24": DenseNetConfig(24, (41, 41, 41), 48, "small", 32),
     "densenet-bc-190-40": DenseNetConfig(40, (31, 31, 31), 80, "small", 32),
+    "densenet-bc-40-12": DenseNetConfig(12, (6, 6, 6), 24, "small", 32),
+    "densenet-bc-40-36": DenseNetConfig(36, (6, 6, 6), 72, "small", 32),
+    "densenet-bc-40-48": DenseNetConfig(48, (6, 6, 6), 96, "small", 32),
+    "densenet-bc-40-60": DenseNetConfig(60, (6, 6, 6), 120, "small", 32),
     "densenet-notes": DenseNetConfig(32, (4, 4, 4, 4), 64, "imagenet", 96, bottleneck=False),
 }

@@ -90,7 +90,9 @@ def test_channels_of_the_notes() -> None:
     assert [found, kept, model.norm.num_features] == [["192", "224", "240"], ["96", "112", "120"], 248]
 
 
-@pytest.mark.parametrize(("name", "depth"), [("densenet-40-12", 40), ("densenet-bc-250-24", 250)])
+@pytest.mark.parametrize(
+    ("name", "depth"), [("densenet-40-12", 40), ("densenet-bc-250-24", 250), ("densenet-bc-40-48", 40)]
+)
 def test_network_has_the_depth_of_its_name(name: str, depth: int) -> None:
     with torch.device("meta"):
         model = build_model(name, 10)

@@ -12,6 +12,24 @@ from candid.models import build_model, count_parameters, smallest_image_size
         ("resnet19", {}, "No model is called 'resnet19'. Did you mean resnet18 or resnet152 or resnet101?"),
         ("xyzzy", {}, "No model is called 'xyzzy'. `candid models` shows all names."),
         (
+            "mobilenetv2-40",
+            {},
+            "mobilenetv2-40 would have 40 times the channels of mobilenetv2-1.0; the factor must be at least 0.1 "
+            "and at most 4. The papers have 0.35 to 1.4.",
+        ),
+        (
+            "ghostnet-0.05-cifar",
+            {},
+            "ghostnet-0.05-cifar would have 0.05 times the channels of ghostnet-1.0-cifar; the factor must be at least "
+            "0.1 and at most 4. The papers have 0.35 to 1.4.",
+        ),
+        (
+            "shufflenetv2-0.7",
+            {},
+            "No model is called 'shufflenetv2-0.7'. Did you mean shufflenetv2-0.5 or shufflenetv2-2.0 or "
+            "shufflenetv2-1.5?",
+        ),
+        (
             "lenet",
             {"num_classes": 1},
             "num_classes is 1; it must be at least 2. Add a class to the data.",
@@ -69,5 +87,6 @@ def test_an_unknown_name_is_refused_wherever_it_is_used(ask) -> None:
     with pytest.raises(InputError) as caught:
         ask("densenet-bc-100")
     assert str(caught.value) == (
-        "No model is called 'densenet-bc-100'. Did you mean densenet-bc-190-40 or densenet-bc-100-12?"
+        "No model is called 'densenet-bc-100'. "
+        "Did you mean densenet-bc-190-40 or densenet-bc-100-12 or densenet-bc-40-60?"
     )

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from candid.checkpoint import Checkpoint
 from candid.data.loading import Batch
 from candid.errors import InputError
+from candid.models.auxiliary import AuxiliaryLoss
 from candid.recipe import Recipe
 from candid.training.loop import Tally, Trainer, train_one_epoch
 
@@ -121,6 +122,34 @@ def test_label_smoothing_is_torchs():
     with torch.no_grad():
         logits, loss = trainer.forward(inputs, targets)
     assert float(loss) == pytest.approx(float(cross_entropy(logits, targets.argmax(1), label_smoothing=0.1)), rel=1e-6)
+
+
+def deeply_supervised() -> tuple[Trainer, Batch, list[float]]:
+    """A trainer of a network with companion classifiers, a batch, and its losses: the main one first."""
+    trainer, batch = Trainer(recipe(model__name="dsn", model__dropout=0.0), 3, 3, CPU), batches()[0]
+    logits, auxiliary = trainer.model.train()(batch.inputs)
+    return trainer, batch, [cross_entropy(one, batch.targets).item() for one in (logits, *auxiliary)]
+
+
+def test_auxiliary_losses_weigh_what_the_network_says_and_fade_over_the_run():
+    trainer, batch, (main, *auxiliary) = deeply_supervised()
+    steps = 3 * trainer.recipe.training.epochs
+    for step, weight in [(0, 0.1), (steps // 2, 0.05), (steps, 0.0)]:  # dsn: 0.1 * (1 - t / N)
+        trainer.step = step
+        _, loss = trainer.forward(*batch)
+        assert loss.item() == pytest.approx(main + weight * sum(auxiliary), rel=1e-5)
+
+
+def test_auxiliary_losses_count_from_the_margin_on_and_teach_only_then():
+    trainer, batch, (main, *auxiliary) = deeply_supervised()
+    margin = sorted(auxiliary)[1]  # of three
+    trainer.auxiliary_loss = AuxiliaryLoss(0.3, margin)
+    _, loss = trainer.forward(*batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(main + 0.3 * (max(auxiliary) - margin), rel=1e-5)
+    learned = [bool(companion.head.weight.grad.any()) for companion in trainer.model.auxiliary]
+    assert learned[auxiliary.index(max(auxiliary))]
+    assert not learned[auxiliary.index(min(auxiliary))]
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
