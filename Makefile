@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench long
+.PHONY: train test lint bench tables long
 
 train: $(VENV)/ready
 	$(BIN)/candid train
@@ -19,6 +19,10 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.models
+
+tables: $(VENV)/ready
+	$(BIN)/python -m benchmarks.tables
 
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long

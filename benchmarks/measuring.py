@@ -19,7 +19,7 @@ def describe_machine() -> str:
     )
 
 
-def fastest(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def fastest(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds of each contender's fastest call; in each round every one runs once, after one round to warm up."""
     best = dict.fromkeys(contenders, float("inf"))
     for number in range(rounds + 1):

@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from candid.errors import CandidError, InputError
+from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.words import interval, percent
+from candid.zoo import read_entries
 
 if TYPE_CHECKING:
     from candid.predict import Prediction
@@ -45,6 +49,8 @@ def train(
     recipe_option: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set (`candid datasets`) or a folder.")] = None,
     model: Annotated[str | None, typer.Option(help="A network (`candid models`).")] = None,
+    weights: Annotated[str | None, typer.Option(help="Begin from these weights: a file, an address, or a run.")] = None,
+    new_head: Annotated[bool, typer.Option("--new-head", help="Leave out their head, for other classes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="How often to go through the pictures.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="PART.KEY=VALUE", help="Change any key of the recipe.")
@@ -61,6 +67,8 @@ def train(
     changes = {
         "data.name": data,
         "model.name": model,
+        "model.weights": weights,
+        "model.new_head": new_head or None,
         "training.epochs": epochs,
         "seed": seed,
         "training.precision": precision,
@@ -147,16 +155,73 @@ def predict(
         raise typer.Exit(3)
 
 
-@app.command()
-def models() -> None:
-    """List the networks."""
-    from candid.models import REGISTRY, count_parameters
+@app.command("import")
+def import_weights(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Weights: .safetensors, .pth, .pt; or their address.")],
+    model: Annotated[str, typer.Option(help="The network that they are of (`candid models`).")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    classes: Annotated[Path | None, typer.Option(help="Text file with the class names, one a line.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data set or folder that they were trained on.")] = None,
+    new_head: Annotated[bool, typer.Option("--new-head", help="Keep all but the head, for other classes.")] = False,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures in px; 0 is the data's or network's.")] = 0,
+    channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB; 0 is what the file has.")] = 0,
+    fit: Annotated[str, typer.Option(help="Of pictures that are not square: crop, pad or squash.")] = "crop",
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of each channel, for pixels in [0, 1].")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of each channel, for pixels in [0, 1].")] = None,
+    sha256: Annotated[str, typer.Option(metavar="HEX", help="What the file's SHA-256 has to be.")] = "",
+    weights_dir: Annotated[Path, typer.Option(help="Where downloaded weights are kept.")] = Path("weights"),
+) -> None:
+    """Make a run of weights from elsewhere: torchvision, timm, GitHub, your own."""
+    statistics = [None if text is None else _numbers(text) for text in (mean, std)]
 
-    rows = [
-        (variant.family, name, f"{variant.image_size} px", f"{count_parameters(name, num_classes=10):,}")
-        for name, variant in REGISTRY.items()
-    ]
-    _print_table(("family", "name", "made for", "parameters (10 classes, RGB)"), rows)
+    from candid.workflow import import_weights as make_run
+
+    run = make_run(
+        source,
+        model,
+        out,
+        classes=classes,
+        data=data,
+        new_head=new_head,
+        image_size=image_size,
+        channels=channels,
+        fit=fit,
+        mean=statistics[0],
+        std=statistics[1],
+        sha256=sha256,
+        weights_dir=weights_dir,
+    )
+    typer.echo(f"Imported into {run}\nTry it: candid predict {run} YOUR-PICTURE.jpg")
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show this network layer by layer.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Side in px of its images.")] = None,
+    classes: Annotated[int | None, typer.Option(min=2, max=1_000_000, help="How many it tells apart.")] = None,
+    paper: Annotated[str | None, typer.Option(help="Show a paper's tables beside ours, such as densenet.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Where --paper draws error against parameters; default PAPER-figure-4.png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list or the network as JSON.")] = False,
+) -> None:
+    """List the networks, show one layer by layer, or a paper's tables."""
+    if name is None and (image_size is not None or classes is not None):
+        raise InputError("--image-size and --classes change a network; write candid models NAME with them.")
+    if paper is None and figure is not None:
+        raise InputError("--figure goes with --paper; write candid models --paper densenet --figure FILE.")
+    if paper is not None and (name is not None or as_json):
+        raise InputError("--paper stands alone; use no NAME and no --json with it.")
+    if paper is not None:
+        _show_paper(paper, figure)
+    elif name is not None:
+        from candid.models.summary import summarize
+
+        summary = summarize(name, classes, image_size)
+        _show(network_as_dict(summary) if as_json else show_network(summary, _terminal_width()))
+    else:
+        entries = read_entries()
+        _show([asdict(entry) for entry in entries] if as_json else show_networks(entries, _terminal_width()))
 
 
 @app.command()
@@ -219,6 +284,35 @@ def _choose_recipe(name: str | None, data: str | None) -> "Recipe":
     if name is None:
         return find_recipe("default") if data is None else Recipe()
     return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers in "0.485,0.456,0.406"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is no list of numbers; expected one for each channel: 0.485,0.456,0.406.") from None
+
+
+def _show(answer: object) -> None:
+    """Text as it is, anything else as JSON."""
+    typer.echo(answer if isinstance(answer, str) else json.dumps(answer, indent=2))
+
+
+def _show_paper(name: str, figure: Path | None) -> None:
+    from candid.models.paper_tables import find_paper
+    from candid.report.comparison import find_runs
+    from candid.report.paper_figure import write_paper_figure
+
+    paper = find_paper(name)
+    runs = find_runs(Path("runs"), paper)
+    place = write_paper_figure(figure or Path(f"{paper.name}-figure-4.png"), paper, runs)
+    typer.echo(f"{show_paper(paper, read_entries(), runs, _terminal_width())}\n\nFigure: {place}")
+
+
+def _terminal_width() -> int | None:
+    """None where nobody looks: a pipe or a file has no edge at which to shorten."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

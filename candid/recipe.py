@@ -91,6 +91,31 @@ class Model(Part):
     """A name that `candid models` shows."""
     dropout: Share | None = None
     """Probability of dropping a value, where the network has dropout; None takes the paper's."""
+    weights: str = ""
+    """File or address of the weights to begin from; empty begins from random ones."""
+    new_head: bool = False
+    """Leave the head of `weights` out and begin with a random one, as other classes need."""
+    freeze: Annotated[str, Field(pattern=r"^(none|backbone|until:.+)$")] = "none"
+    """Which layers stay as they were loaded: none, backbone (all but the head), or until:PART, all that the data
+    reaches before a part such as stages.2. Their normalisation uses the statistics that were loaded."""
+    unfreeze_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs after which the last frozen part is trained too, then the one before it; 0 keeps them frozen."""
+
+    @model_validator(mode="after")
+    def _freezing_needs_weights(self) -> Self:
+        if self.freeze != "none" and not self.weights:
+            raise ValueError(
+                f"model.freeze is {self.freeze!r}, but model.weights is empty, and random weights would stay random. "
+                "Use --weights FILE, or freeze none."
+            )
+        if self.unfreeze_every and self.freeze == "none":
+            raise ValueError(
+                f"model.unfreeze_every is {self.unfreeze_every}, but model.freeze is 'none'; it must be 0, "
+                "or say what to freeze."
+            )
+        if self.new_head and not self.weights:
+            raise ValueError("model.new_head is true, but model.weights is empty; it must be false, or add --weights.")
+        return self
 
 
 class Training(Part):
@@ -135,6 +160,8 @@ class Optimizer(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     decay_norms_and_biases: bool = True
     """False exempts the parameters of normalisation layers and all biases from weight decay."""
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    """What the learning rate of the head is multiplied by, for fine-tuning."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -259,6 +286,8 @@ def _explain(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     sentence = f"{key} is {error['input']!r}; it must be {_in_plain_words(expected)}."
+    if key == "model.freeze":
+        return f"{key} is {error['input']!r}; it must be 'none', 'backbone' or 'until:PART', such as until:stages.2."
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         choices = _choices(error)
         return f"{sentence} {did_you_mean(error['input'], choices, '')}".rstrip()

@@ -2,8 +2,11 @@
 
 import math
 import unicodedata
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
+NARROWEST = 8
+"""Room that a table leaves to its first column at least."""
 UNSHOWABLE = {"Cc", "Cs", "Co", "Cn"}
 """Unicode categories without a picture: controls, halves of pairs, private use, unassigned."""
 
@@ -55,6 +58,26 @@ def shorten(name: str, width: int) -> str:
         tail = kept // 2
         short = f"{name[: kept - tail]}…{name[len(name) - tail :]}"
     return short
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = (), width: int | None = None) -> list[str]:
+    """A table as lines: the first row is the headings, the columns in `numbers` stand to the right.
+
+    Where `width` is too narrow for the lines, the columns move together and then the first one is shortened.
+    """
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    gap = "  "
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        gap = " "
+        widths[0] = min(widths[0], max(width - sum(widths[1:]) - len(widths) + 1, NARROWEST))
+        rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
+    lines = [gap.join(map(_pad, row, widths, (k in numbers for k in range(len(row))))).rstrip() for row in rows]
+    return [lines[0], "─" * max(map(_columns, lines)), *lines[1:]]
+
+
+def _pad(text: str, width: int, to_the_right: bool) -> str:
+    space = " " * (width - _columns(text))
+    return space + text if to_the_right else text + space
 
 
 def _columns(text: str) -> int:

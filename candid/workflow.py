@@ -1,19 +1,37 @@
 """The stages of a run as functions: what the command line calls, and what `import candid` offers."""
 
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
-from candid.checkpoint import RunFolder
+import torch
+
+from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_network, refuse_existing
 from candid.data.catalog import full_name, open_data_set
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import hold_out, keep_in_memory
-from candid.device import choose_device
+from candid.device import choose_device, choose_memory_format
 from candid.errors import InputError, did_you_mean
 from candid.evaluation import Evaluation, evaluate_checkpoint
+from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
 from candid.report import write_report
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
+from candid.training.setup import PACKAGES
+from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
+from candid.weights.matching import find_num_classes, match, num_misshapen
+from candid.weights.meaning import (
+    Origin,
+    check_statistics,
+    choose_preprocessing,
+    find_origin,
+    read_class_names,
+)
 
 
 def train(
@@ -37,6 +55,7 @@ def train(
     if resume:
         if recipe is not None or out is None:
             raise InputError("To resume, use --out RUN and nothing that changes the run's recipe.")
+        _refuse_imported(Path(out), "there is no training to resume. Begin one from its weights with --weights.")
         run = resume_run(Path(out), data_dir=data_dir, device=device, reporter=Reporter())
     else:
         recipe = recipe or find_recipe("default")
@@ -92,7 +111,78 @@ def evaluation_folder(run: Path, split: str, data: str | None = None) -> Path:
 
 def report(run: str | Path) -> Path:
     """Write the run's page anew; its path."""
-    return write_report(RunFolder.open(Path(run)).path)
+    folder = RunFolder.open(Path(run))
+    if not any(folder.path.glob("evaluation-*/summary.json")):
+        _refuse_imported(
+            folder.path,
+            "nothing was measured yet, so there is nothing to report. "
+            f"Run `candid evaluate {folder.path} --split test` first.",
+        )
+    return write_report(folder.path)
+
+
+def import_weights(
+    source: str | Path,
+    model: str,
+    out: str | Path,
+    *,
+    classes: Path | None = None,
+    data: str | None = None,
+    new_head: bool = False,
+    image_size: int = 0,
+    channels: int = 0,
+    fit: str = "crop",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    sha256: str = "",
+    weights_dir: Path = WEIGHTS_DIR,
+) -> Path:
+    """Make a run folder of weights from elsewhere, as if it had been trained; its path.
+
+    `source` is a file or an http address, which is downloaded into `weights_dir` and needs a checksum. The class
+    names come from the file `classes`, else from `data`, a data set's name or a folder; else they are numbers. What
+    is 0 or None of `image_size` in px, `channels`, `mean` and `std` comes from `data`, the file's shapes and the
+    network. `evaluate` takes `data` too.
+
+    Raises:
+        InputError: if an argument cannot be used, or something is not known and has to be given.
+        CheckpointError: if the file, or the class file, cannot be used. Nothing has been written then.
+    """
+    out, variant, given = Path(out), find_variant(model), check_statistics(mean, std)
+    refuse_existing(out)
+    wanted = Recipe().replace(
+        {"model.name": model, "data.image_size": image_size, "data.channels": channels, "data.fit": fit}
+    )
+    origin = find_origin(data)
+    class_names = origin.class_names or None if classes is None else read_class_names(classes)
+    if new_head and class_names is None:
+        raise InputError("--new-head needs the names of the new classes; expected --classes FILE or --data NAME.")
+    file = open_weights(source, sha256, weights_dir)
+    recipe = _resolve_imported(wanted, file, origin)
+    if class_names is None:
+        with torch.device("meta"):
+            num_classes = find_num_classes(file, build_network(recipe, variant.num_classes), model)
+        class_names = tuple(f"class {index}" for index in range(num_classes or variant.num_classes))
+    network = build_network(recipe, len(class_names))
+    loaded = match(file, network, model, new_head=new_head)
+    preprocessing, sentence = choose_preprocessing(
+        recipe.data, given, origin, sha256=file.sha256, is_of_imagenet=variant.image_size == 224
+    )
+    checkpoint = Checkpoint(loaded.state, recipe, class_names, preprocessing, step=0, epoch=0, validation_accuracy=None)
+    environment: dict[str, object] = {
+        "command": command_line(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "imported": {"source": str(source), **asdict(loaded.report)},
+    }
+    run = RunFolder.create(out, recipe, environment)
+    try:
+        run.save(checkpoint, TrainingState({}), is_best=False)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    for line in (*loaded.report.text().splitlines(), sentence):
+        Reporter().say(line)
+    return out
 
 
 def open_split(data_set: DataSet, split: str, recipe: Recipe) -> Examples:
@@ -108,6 +198,41 @@ def open_split(data_set: DataSet, split: str, recipe: Recipe) -> Examples:
     return train_examples if validation is None or split == "train" else validation
 
 
+def _resolve_imported(wanted: Recipe, file: WeightsFile, origin: Origin) -> Recipe:
+    """The recipe with nothing left open: of the sizes and channels that come into question, those that fit best."""
+    model, variant = wanted.model.name, find_variant(wanted.model.name)
+    settled = wanted.replace(
+        {
+            "data.name": origin.name,
+            "data.validation": 0.1 if origin.has_validation else 0.0,  # of the rest, all may have been trained on
+            "model.dropout": variant.dropout,
+            "training.precision": "fp32",
+            "training.memory_format": choose_memory_format("auto"),
+        }
+    )
+    smallest = variant.config.smallest_image_size
+    usual = [size for size in (origin.image_size, variant.image_size) if size and size >= smallest]
+    recipes = [
+        settled.replace({"data.image_size": size, "data.channels": channels})
+        for size in ([wanted.data.image_size] if wanted.data.image_size else usual)
+        for channels in (
+            [wanted.data.channels] if wanted.data.channels else dict.fromkeys((origin.channels or 3, 3, 1))
+        )
+    ]
+    with torch.device("meta"):
+        return min(recipes, key=lambda recipe: num_misshapen(file, build_network(recipe, variant.num_classes), model))
+
+
+def _refuse_imported(run: Path, consequence: str) -> None:
+    """Raise an InputError where the weights of a run came from elsewhere."""
+    try:
+        environment = RunFolder.open(run).environment
+    except (OSError, ValueError):
+        return  # whoever needs it says what is wrong with it
+    if "imported" in environment:
+        raise InputError(f"{run} holds weights that were imported: {consequence}")
+
+
 def _is_own_data(recipe: Recipe, data: str) -> bool:
     return full_name(data) == recipe.data.name
 
@@ -115,13 +240,18 @@ def _is_own_data(recipe: Recipe, data: str) -> bool:
 def _class_mismatch(data_set: DataSet, known: tuple[str, ...]) -> str:
     strange = sorted(set(data_set.class_names) - set(known))
     missing = sorted(set(known) - set(data_set.class_names))
-    facts = [f"the network does not know {', '.join(strange)}"] if strange else []
-    facts += [f"the data set lacks {', '.join(missing)}"] if missing else []
+    facts = [f"the network does not know {_some(strange)}"] if strange else []
+    facts += [f"the data set lacks {_some(missing)}"] if missing else []
     facts = facts or ["they come in another order"]
     return (
         f"The classes of {data_set.name} are not those of the run: {'; '.join(facts)}. "
         "Evaluate on data with the same class names."
     )
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    others = f" and {len(names) - most:,} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + others
 
 
 def _new_run_path(recipe: Recipe) -> Path:

@@ -88,8 +88,7 @@ SMALL = ("--model", "lenet-relu", "--epochs", "1", "--set", "training.batch_size
         ),
         (
             ["train", "--model", "resnet20-cifar", "--set", "model.dropout=0.1"],
-            "dropout is 0.1, but resnet20-cifar has none. "
-            "Set it to 0, or choose another network.",
+            "dropout is 0.1, but resnet20-cifar has none. Set it to 0, or choose another network.",
         ),
         (
             ["train", "--resume"],

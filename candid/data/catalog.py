@@ -211,6 +211,8 @@ def open_data_set(name_or_folder: str, data_dir: Path | None = None) -> DataSet:
     Files are looked for in `data_dir`, $CANDID_DATA, Debian's /usr/share/datasets and the cache, and then
     downloaded into the cache. A folder that has the name of a data set is opened as ./NAME.
     """
+    if not name_or_folder:
+        raise InputError("No data set is named; expected one that `candid datasets` shows, or a folder. Use --data.")
     if data_dir is not None and not data_dir.expanduser().is_dir():
         raise InputError(f"{data_dir} is not a folder; expected the one that holds your data sets (--data-dir).")
     if name_or_folder in CATALOG:

@@ -42,10 +42,20 @@ class Archive:
 
     file: str
     sha256: str
+    """In hexadecimal digits, or only the first of them where no more are known."""
     size: int
     """Bytes."""
     mirrors: tuple[str, ...] = ()
     """Its http or https addresses in the order they are tried; none where it ships with candid."""
+
+    def is_right(self, sha256: str) -> bool:
+        """Whether a file with this whole SHA-256 is this archive."""
+        return sha256.startswith(self.sha256)
+
+    @property
+    def expected(self) -> str:
+        """What its SHA-256 has to be, for a sentence."""
+        return self.sha256 if len(self.sha256) == 64 else f"one that begins with {self.sha256}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,9 @@ def sha256_of(path: Path) -> str:
 def wrong_file(path: Path, archive: Archive, sha256: str) -> DataError:
     """The error that says that `path`, whose SHA-256 is `sha256`, is not `archive`, and what to do."""
     remedy = "Delete it and let candid download it again." if archive.mirrors else "Install candid again."
-    return DataError(f"{path} is damaged or another file: its SHA-256 is {sha256}, expected {archive.sha256}. {remedy}")
+    return DataError(
+        f"{path} is damaged or another file: its SHA-256 is {sha256}, expected {archive.expected}. {remedy}"
+    )
 
 
 def fetch(archives: Sequence[Archive], folder: Path, patience: Patience = PATIENCE) -> list[Path]:
@@ -93,8 +105,8 @@ def fetch(archives: Sequence[Archive], folder: Path, patience: Patience = PATIEN
     paths: list[Path] = []
     for archive in archives:
         try:
-            paths.append(_fetch_one(archive, folder, patience))
-        except _AllFailedError as failed:
+            paths.append(fetch_one(archive, folder, patience))
+        except AllFailedError as failed:
             missing = [other.file for other in archives if not (folder / other.file).exists()]
             raise DownloadError(
                 f"{archive.file} could not be downloaded:\n"
@@ -110,13 +122,29 @@ def fetch(archives: Sequence[Archive], folder: Path, patience: Patience = PATIEN
     return paths
 
 
-class _AllFailedError(Exception):
+class AllFailedError(Exception):
+    """Why each mirror could not give a file, by address; whoever asked says what to do."""
+
     def __init__(self, reasons: dict[str, str]) -> None:
+        """Keep the reasons."""
         super().__init__(reasons)
         self.reasons = reasons
 
 
-def _fetch_one(archive: Archive, folder: Path, patience: Patience) -> Path:
+def size_at(address: str, patience: Patience = PATIENCE) -> int:
+    """Bytes of the file at `address`, as its server tells without sending it."""
+    try:
+        with _answer(address, {"User-Agent": "candid-vision"}, patience.window_s, method="HEAD") as response:
+            length = response.headers.get("Content-Length", "")
+    except _MirrorError as error:
+        raise AllFailedError({address: str(error)}) from error
+    if not length.isdecimal():
+        raise AllFailedError({address: "the server does not tell how large the file is"})
+    return int(length)
+
+
+def fetch_one(archive: Archive, folder: Path, patience: Patience = PATIENCE) -> Path:
+    """Where `archive` is in `folder`, downloaded if it is missing; AllFailedError where no mirror gives it."""
     path = folder / archive.file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +155,7 @@ def _fetch_one(archive: Archive, folder: Path, patience: Patience) -> Path:
                 os.replace(part, path)
                 return path
     sha256 = sha256_of(path)
-    if sha256 != archive.sha256:
+    if not archive.is_right(sha256):
         raise wrong_file(path, archive, sha256)
     return path
 
@@ -170,7 +198,7 @@ def _download(archive: Archive, part: Path, patience: Patience) -> None:
             worth_another_try = _size(part) > before or (before > 0 and _size(part) == 0)
             if worth_another_try and tries[address] < patience.tries:
                 mirrors.append(address)
-    raise _AllFailedError(reasons)
+    raise AllFailedError(reasons)
 
 
 def _receive(
@@ -203,7 +231,7 @@ def _receive(
         raise _MirrorError(f"the connection ended after {have} of {archive.size} bytes")
 
 
-def _answer(address: str, headers: dict[str, str], timeout_s: float) -> HTTPResponse:
+def _answer(address: str, headers: dict[str, str], timeout_s: float, method: str = "GET") -> HTTPResponse:
     """The mirror's answer; http and https only, after redirects too."""
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -217,7 +245,7 @@ def _answer(address: str, headers: dict[str, str], timeout_s: float) -> HTTPResp
     ):
         opener.add_handler(handler)
     try:
-        response = opener.open(urllib.request.Request(address, headers=headers), timeout=timeout_s)
+        response = opener.open(urllib.request.Request(address, headers=headers, method=method), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
         raise _MirrorError(f"HTTP {error.code} {error.reason}") from error
@@ -263,9 +291,9 @@ def _chunks(response: HTTPResponse, window_s: float, slowest_bytes_per_s: float)
 
 def _check(part: Path, archive: Archive) -> None:
     sha256 = sha256_of(part)
-    if sha256 != archive.sha256:
+    if not archive.is_right(sha256):
         part.unlink()
-        raise _MirrorError(f"what arrived has the SHA-256 {sha256}, expected {archive.sha256}")
+        raise _MirrorError(f"what arrived has the SHA-256 {sha256}, expected {archive.expected}")
 
 
 def _size(path: Path) -> int:

@@ -64,6 +64,11 @@ def find_score(record: RunRecord) -> Score | None:
 def _choice(record: RunRecord) -> str:
     """Which checkpoint is the result and why."""
     result = record.result
+    if record.was_imported:
+        return (
+            "The weights were imported, not trained here: what they were chosen by, and how often their makers looked "
+            "at the test split, is not known."
+        )
     if result is None:
         return _unfinished(record)
     if result.validation_accuracy is None:
@@ -94,7 +99,7 @@ def _test_story(record: RunRecord, score: Score | None) -> list[str]:
         story = ["The test split has not been looked at."]
     else:
         story = ["There is no number on a test split: the data set has none, or it has not been looked at."]
-    if score and score.split == "validation":
+    if score and score.split == "validation" and not record.was_imported:
         story.append("The number is the accuracy on validation, which chose the checkpoint, so it is optimistic.")
     return story
 

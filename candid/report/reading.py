@@ -91,6 +91,11 @@ class RunRecord:
     """Folder of the evaluation's thumbnails, `<position>.png`."""
 
     @property
+    def was_imported(self) -> bool:
+        """Whether the weights came from elsewhere."""
+        return "imported" in self.environment
+
+    @property
     def best_epoch(self) -> int | None:
         """The epoch that validation chose; None while nothing is chosen."""
         chosen = self.result is not None and self.result.validation_accuracy is not None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -40,8 +41,14 @@ Draw = Callable[[Theme], Figure]
 
 
 def render_png(draw: Draw) -> bytes:
-    """The drawing on white paper as a PNG file."""
-    return _render(draw, LIGHT, format="png")
+    """The drawing on white paper as a PNG file, which says that candid drew it."""
+    return _render(draw, LIGHT, format="png", metadata={"Software": "candid"})
+
+
+def is_own_png(path: Path) -> bool:
+    """Whether a file was made by `render_png`."""
+    start = path.read_bytes()[:200] if path.is_file() else b""
+    return start.startswith(b"\x89PNG") and b"Software\0candid" in start
 
 
 def render_svg(draw: Draw, theme: Theme) -> bytes:

@@ -19,6 +19,7 @@ from candid.models import find_variant
 from candid.models.auxiliary import split_output
 from candid.randomness import seed_for
 from candid.recipe import Recipe
+from candid.training.freezing import plan_freezing
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
 from candid.training.progress import Reporter
 
@@ -46,6 +47,7 @@ class Trainer:
         """Build the network with weights that depend on the recipe's seed alone."""
         self.recipe, self.device, self.step = recipe, device, 0
         self.model = build_network(recipe, num_classes).to(device)
+        self.freezing = plan_freezing(recipe, num_classes)
         self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
@@ -79,6 +81,10 @@ class Trainer:
         auxiliary_loss = self.auxiliary_loss([self._loss(other, targets) for other in auxiliary], self.progress)
         return logits.float(), self._loss(logits, targets) + auxiliary_loss
 
+    def start_epoch(self) -> None:
+        """Put the network into training mode, but for the layers that stay frozen in the coming epoch."""
+        self.freezing.apply(self.model, self.step // self.schedule.steps_per_epoch)
+
     def seed_layers(self) -> None:
         """Make what layers draw in the coming step (dropout) a function of seed and step alone."""
         torch.manual_seed(seed_for(self.recipe.seed, "layers", self.step))
@@ -94,6 +100,12 @@ class Trainer:
                 ours.lerp_(theirs, 1 - decay)
             else:
                 ours.copy_(theirs)
+
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Begin from these weights."""
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load_state_dict(weights)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The optimizer's buffers, and the raw weights where an average is what is evaluated."""
@@ -135,7 +147,7 @@ class Trainer:
 def train_one_epoch(trainer: Trainer, batches: Iterable[Batch], epoch_losses: list[float], reporter: Reporter) -> Tally:
     """What the epoch's batches taught; `epoch_losses` are those of the epochs before."""
     tally = Tally()
-    trainer.model.train()
+    trainer.start_epoch()
     for batch in batches:  # inputs [N, C, H, W], targets [N, classes]
         trainer.seed_layers()
         set_rate(trainer.optimizer, trainer.schedule.rate(trainer.step, epoch_losses))

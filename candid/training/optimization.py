@@ -25,23 +25,24 @@ def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimi
 
 
 def parameter_groups(settings: Optimizer, model: nn.Module) -> list[dict[str, object]]:
-    """Parameters with weight decay and, where the recipe exempts norms and biases, those without."""
-    exempt: set[nn.Parameter] = set()
-    if not settings.decay_norms_and_biases:
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "bias" or isinstance(module, NORMALISATIONS):
-                    exempt.add(parameter)
-    decayed = [parameter for parameter in model.parameters() if parameter not in exempt]
-    kept = [parameter for parameter in model.parameters() if parameter in exempt]
-    groups = [(decayed, settings.weight_decay), (kept, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    """Parameters by weight decay (norms and biases may be exempt) and by what their rate is multiplied by (heads)."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        factor = settings.head_factor if "head" in path.split(".") else 1.0
+        for name, parameter in module.named_parameters(recurse=False):
+            exempt = not settings.decay_norms_and_biases and (name == "bias" or isinstance(module, NORMALISATIONS))
+            decay = 0.0 if exempt else settings.weight_decay
+            groups.setdefault((decay, factor), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "rate_factor": factor}
+        for (decay, factor), parameters in groups.items()
+    ]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group the learning rate of the coming step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
 
 
 @dataclass(frozen=True)

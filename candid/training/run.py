@@ -13,13 +13,14 @@ from candid.data.examples import DataSet
 from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData, open_training_data
 from candid.device import choose_device, describe_device, peak_memory_mib
 from candid.durable import write_file
-from candid.errors import CandidError, DataError, InputError
+from candid.errors import CandidError, CheckpointError, DataError, InputError
 from candid.evaluation import Evaluation, evaluate_model
 from candid.recipe import Recipe
 from candid.training.loop import Trainer, train_one_epoch
 from candid.training.progress import Reporter, table_text
 from candid.training.result import finish_run
-from candid.training.setup import describe_environment, hash_examples, resolve_recipe
+from candid.training.setup import describe_environment, hash_examples, load_start, resolve_recipe
+from candid.weights import Loaded
 
 
 def train_run(
@@ -31,8 +32,12 @@ def train_run(
     data_set = open_data_set(recipe.data.name, data_dir)
     recipe = resolve_recipe(recipe, data_set, chosen_device)
     data = open_training_data(data_set, recipe)
-    run = RunFolder.create(out, recipe, describe_environment(chosen_device, data.train))
-    _Session(run, recipe, data_set, data, chosen_device, reporter).train()
+    start = load_start(recipe, len(data_set.class_names))
+    environment = describe_environment(chosen_device, data.train) | {"weights_sha256": _sha256(start)}
+    run = RunFolder.create(out, recipe, environment)
+    session = _Session(run, recipe, data_set, data, chosen_device, reporter)
+    session.begin(start)
+    session.train()
     return run
 
 
@@ -55,8 +60,20 @@ def resume_run(out: Path, *, data_dir: Path | None = None, device: str = "auto",
     session = _Session(run, recipe, data_set, data, chosen_device, reporter)
     if any(run.checkpoints.glob("step-*")):
         session.restore()
+    else:
+        start = load_start(recipe, len(data_set.class_names))
+        if _sha256(start) != run.environment.get("weights_sha256"):
+            raise CheckpointError(
+                f"{recipe.model.weights} is not the file that {out} began with (its SHA-256 differs); expected the "
+                "same weights. Bring them back, or train a new run with another --out."
+            )
+        session.begin(start)
     session.train()
     return run
+
+
+def _sha256(start: Loaded | None) -> str | None:
+    return None if start is None else start.report.sha256
 
 
 class _Session:
@@ -78,6 +95,12 @@ class _Session:
         self.trainer = Trainer(recipe, num_classes, self.batches.steps_per_epoch, device)
         self.history: list[dict[str, Any]] = []
         self._announce()
+
+    def begin(self, start: Loaded | None) -> None:
+        """Begin from weights, and say what they are; from random ones where there are none."""
+        if start is not None:
+            self.trainer.begin(start.state)
+            self.reporter.say(start.report.text())
 
     def restore(self) -> None:
         """Go to where the newest good checkpoint stands."""

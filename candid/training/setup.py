@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from candid.checkpoint import build_network
+from candid.checkpoint import RunFolder, build_network
 from candid.data.catalog import full_name
 from candid.data.examples import DataSet, Examples, StoredExamples
 from candid.device import (
@@ -21,6 +21,7 @@ from candid.device import (
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.progress import command_line
+from candid.weights import Loaded, load_weights
 
 PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safetensors")
 
@@ -38,6 +39,7 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             or find_variant(recipe.model.name).image_size,
             "data.channels": recipe.data.channels or data_set.channels,
             "data.validation": float(validation),
+            "model.weights": _absolute(recipe.model.weights),
             "model.dropout": find_variant(recipe.model.name).dropout
             if recipe.model.dropout is None
             else recipe.model.dropout,
@@ -47,6 +49,25 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     with torch.device("meta"):
         model = build_network(recipe, len(data_set.class_names))
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:
+    """The weights that a resolved recipe begins from; None where they are random.
+
+    `model.weights` may be a file, an address, or a run of candid, whose checkpoint is then taken.
+
+    Raises:
+        InputError: if there is no such file.
+        CheckpointError: if it does not hold weights of the recipe's network.
+    """
+    source = recipe.model.weights
+    if not source:
+        return None
+    if (Path(source) / "recipe.toml").is_file():
+        run = RunFolder.open(Path(source))
+        source = str(run.checkpoints / run.load().name / "model.safetensors")
+    network = build_network(recipe, num_classes)
+    return load_weights(source, network, recipe.model.name, new_head=recipe.model.new_head)
 
 
 def describe_environment(device: torch.device, train: Examples) -> dict[str, object]:
@@ -74,6 +95,11 @@ def hash_examples(examples: Examples) -> str:
         for file in examples.files:
             digest.update(f"{(examples.root / file).stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def _absolute(source: str) -> str:
+    """A path that means the same from every folder; an address as it is."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 
 def _git_commit() -> str | None:
