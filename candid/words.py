@@ -82,4 +82,6 @@ def _pad(text: str, width: int, to_the_right: bool) -> str:
 
 def _columns(text: str) -> int:
     """Room that a text takes, in Latin letters; a Chinese, Japanese or Korean character takes two."""
+    if text.isascii():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
