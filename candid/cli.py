@@ -300,7 +300,7 @@ def _show(answer: object) -> None:
 
 
 def _show_paper(name: str, figure: Path | None) -> None:
-    from candid.models.paper_tables import find_paper
+    from candid.paper_tables import find_paper
     from candid.report.comparison import find_runs
     from candid.report.paper_figure import write_paper_figure
 

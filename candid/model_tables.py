@@ -10,8 +10,8 @@ from candid.words import aligned, count, percent
 from candid.zoo import Entry, describe_family
 
 if TYPE_CHECKING:
-    from candid.models.paper_tables import Paper
     from candid.models.summary import Summary
+    from candid.paper_tables import Paper
     from candid.report.comparison import MeasuredRun
 
 BYTES_PER_VALUE = 4  # fp32
@@ -107,7 +107,7 @@ def show_paper(paper: "Paper", entries: Iterable[Entry], runs: Sequence["Measure
 def _error_table(
     paper: "Paper", entries: Mapping[str, Entry], runs: Sequence["MeasuredRun"], width: int | None
 ) -> list[str]:
-    from candid.models.paper_tables import COLUMNS
+    from candid.paper_tables import COLUMNS
     from candid.report.comparison import mean_errors
 
     measured = mean_errors(runs)

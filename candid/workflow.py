@@ -19,7 +19,7 @@ from candid.evaluation import Evaluation, evaluate_checkpoint
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
-from candid.report import write_report
+from candid.report.writing import write_report
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
 from candid.training.setup import PACKAGES

@@ -7,7 +7,7 @@ import pytest
 from test_cli import call
 
 from candid.models import REGISTRY
-from candid.models.paper_tables import PAPERS
+from candid.paper_tables import PAPERS
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
 from candid.zoo import read_entries

@@ -1,14 +1,14 @@
 """What a paper's table says beside what we count, and measured in finished runs."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from candid.errors import CandidError
-from candid.models.paper_tables import COLUMNS, Paper
+from candid.paper_tables import COLUMNS, Paper
 from candid.recipe import Augmentation, Recipe
-from candid.report.reading import Result
 
 DATA_SETS = {"cifar10": "C10", "cifar100": "C100", "svhn": "SVHN"}
 
@@ -37,11 +37,11 @@ def read_measured_run(folder: Path) -> MeasuredRun | None:
     """The run in `folder`; None where it has no test error for a column of the paper."""
     try:
         recipe = Recipe.from_toml(folder / "recipe.toml")
-        accuracy = Result.model_validate_json((folder / "result.json").read_text(encoding="utf-8")).test_accuracy
-    except (CandidError, OSError, ValueError):
+        accuracy = json.loads((folder / "result.json").read_text(encoding="utf-8"))["test_accuracy"]
+    except (CandidError, OSError, ValueError, LookupError, TypeError):
         return None
     column = choose_column(recipe)
-    if column is None or accuracy is None:
+    if column is None or not isinstance(accuracy, float):
         return None
     return MeasuredRun(folder, recipe.model.name, column, recipe.training.epochs, 1 - accuracy)
 

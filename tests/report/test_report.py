@@ -14,12 +14,12 @@ from candid.data.examples import StoredExamples
 from candid.errors import CheckpointError, DataError, InputError
 from candid.evaluation import ClassScores, Evaluation
 from candid.recipe import Recipe
-from candid.report import write_report
 from candid.report.figures import classes_to_draw, worst_first
 from candid.report.headline import write_headline
 from candid.report.page import flatten, most_confused_pairs, render_page
 from candid.report.pictures import Picture, gather_pictures
 from candid.report.reading import read_run
+from candid.report.writing import write_report
 from candid.words import duration, moment, percent, shorten, showable
 
 ODD_NAMES = ("<script>alert(1)</script>", "猫", "$\\frac")
