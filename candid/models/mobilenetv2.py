@@ -12,9 +12,11 @@ Checked against torchvision and timm in tests/models/test_mobilenetv2.py.
 Shapes: N images, C channels, H W pixels, D channels out, s stride, t expansion.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from candid.models.blocks import conv_norm
@@ -71,6 +73,13 @@ class InvertedResidual(nn.Module):
         return x + residual if self.has_shortcut else residual
 
 
+def truncated_normal_(weight: Tensor, std: float) -> None:
+    """Fills with normal draws within two deviations, by the inverse of their distribution; torch's own is slower."""
+    within = math.erf(math.sqrt(2))  # the share of a normal distribution within two deviations
+    with torch.no_grad():
+        weight.uniform_(-within, within).erfinv_().mul_(math.sqrt(2) * std)
+
+
 class MobileNetV2(nn.Module):
     """Logits [N, num_classes] from a stem, stages of inverted residuals, a 1x1 convolution, an average and a head."""
 
@@ -94,7 +103,7 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(self.head.bias)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)
+                truncated_normal_(module.weight, std=0.09)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.stem(x)  # [N, 32 * width, H / 2, W / 2]; with the small stem H, W
