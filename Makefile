@@ -19,13 +19,14 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.checkpointing
 	$(BIN)/python -m benchmarks.models
 
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables
 
 long: $(VENV)/ready
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -rP
 
 $(VENV)/ready: pyproject.toml
 	@echo "Installing candid into $(VENV); PyTorch is large, so this takes a few minutes the first time."

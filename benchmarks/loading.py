@@ -13,16 +13,20 @@ from candid.data.preprocessing import Preprocessing
 from candid.recipe import Recipe
 
 NUM_IMAGES, BATCH_SIZE, ROUNDS = 20_000, 128, 5
+VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
 
 
 def candid_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int = BATCH_SIZE) -> TrainingBatches:
     """candid's batches of the same pictures with the same variations."""
-    recipe = Recipe().replace(
-        {"augmentation.crop_padding": 4, "augmentation.mirror": True, "training.batch_size": batch_size}
-    )
+    recipe = Recipe().replace({**VARIATIONS, "training.batch_size": batch_size})
+    return TrainingBatches(candid_data(images, labels), recipe, 10, torch.device("cpu"))
+
+
+def candid_data(images: torch.Tensor, labels: torch.Tensor) -> TrainingData:
+    """The pictures as candid holds them, with nothing to validate on."""
     examples = StoredExamples(images, labels, tuple(map(str, range(len(labels)))))
     preprocessing = Preprocessing(image_size=32, channels=3, fit="crop", mean=MEAN, std=STD)
-    return TrainingBatches(TrainingData(examples, None, preprocessing), recipe, 10, torch.device("cpu"))
+    return TrainingData(examples, None, preprocessing)
 
 
 def main() -> None:

@@ -5,30 +5,38 @@ it get its final name, so that a checkpoint that exists is complete. One that wa
 by its manifest.
 """
 
+import csv
+import fcntl
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import load_file as map_tensors
 from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor, nn
 
 from candid.data.preprocessing import Preprocessing
 from candid.device import torch_memory_format
-from candid.durable import append_line, new_folder, remove_partial, write_file
+from candid.durable import append_line, new_folder, remove_folder, remove_partial, write_file
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.models import build_model
 from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NUM_RECENT_KEPT = 2
+REMEDY = "Use a good copy of the run, or train it again."
 Which = Literal["best", "latest"]
 
 
@@ -61,11 +69,14 @@ class TrainingState:
     """What training needs beside the checkpoint to go on as if it had never stopped."""
 
     tensors: dict[str, Tensor]
-    """The optimizer's buffers; the raw weights too where `Checkpoint.weights` is an average."""
+    """The optimizer's buffers and the totals of the epoch so far; the raw weights too where `Checkpoint.weights` is
+    an average."""
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The rows of results.csv so far."""
-    gradient_scale: float | None = None
-    """Of fp16 training."""
+    gradient_scaler: dict[str, float] = field(default_factory=dict[str, float])
+    """Of fp16 training: the scale, and how many steps it has been good for."""
+    epoch_seconds: float = 0.0
+    """Time spent in the epoch that has begun."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +118,69 @@ class RunFolder:
     @property
     def environment(self) -> dict[str, Any]:
         """What the run's bits depend on beside its recipe, as it was when the run began."""
-        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        try:
+            return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'environment.json'} cannot be read ({error}). {REMEDY}") from None
+
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """The rows of results.csv, as text; empty where no epoch is finished."""
+        path = self.path / "results.csv"
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether result.json tells of the last epoch in results.csv; a run with more epochs since is not finished."""
+        try:
+            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+            return result["steps"] == int(self.history[-1]["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep other processes from training into this folder; the lock of a process that died is void.
+
+        Raises:
+            InputError: if another process holds it.
+        """
+        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, data workers do not inherit it
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise InputError(
+                    f"{self.path} is being trained by {holder}; expected a run that nobody trains. "
+                    "Wait for it, stop it, or use another --out."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+        (self.path / "lock").unlink(missing_ok=True)
+
+    def record_resume(self, recipe: Recipe, environment: Mapping[str, object]) -> None:
+        """Note that the run goes on, with what, and where; its recipe is from now on `recipe`."""
+        append_line(self.path / "resumes.jsonl", json.dumps({"time": _now(), **environment}))
+        write_file(self.path / "recipe.toml", recipe.to_toml())
 
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:
         """Write a checkpoint, point latest.json and perhaps best.json to it, drop those no longer needed."""
         facts = {
-            "format_version": FORMAT_VERSION,
             "recipe": checkpoint.recipe.model_dump(mode="json"),
             "class_names": checkpoint.class_names,
             "preprocessing": checkpoint.preprocessing.model_dump(mode="json"),
             "step": checkpoint.step,
             "epoch": checkpoint.epoch,
             "validation_accuracy": checkpoint.validation_accuracy,
-            "training": {"history": state.history, "gradient_scale": state.gradient_scale},
+            "is_best": is_best,
+            "training": {
+                "history": state.history,
+                "gradient_scaler": state.gradient_scaler,
+                "epoch_seconds": state.epoch_seconds,
+            },
         }
         contents = {
             "model.safetensors": bytes_from_tensors(_storable(checkpoint.weights)),
@@ -129,32 +190,38 @@ class RunFolder:
         with new_folder(self.checkpoints / checkpoint.name) as partial:
             for name, data in contents.items():
                 write_file(partial / name, data)
-            manifest = {name: _describe(data) for name, data in contents.items()}
-            write_file(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        pointer = {"checkpoint": checkpoint.name, "validation_accuracy": checkpoint.validation_accuracy}
-        for which in ("latest", "best") if is_best else ("latest",):
-            write_file(self.path / f"{which}.json", json.dumps(pointer) + "\n")
+            write_file(partial / "manifest.json", _manifest({name: _describe(data) for name, data in contents.items()}))
+        self._point_to(checkpoint, is_best=is_best)
         self._drop_old()
 
     def load(self, which: Which | None = None) -> Checkpoint:
         """The best checkpoint (or, where nothing was held out to choose by, the latest), verified."""
-        return _read_checkpoint(self.checkpoints / self._pointed(which or self.chosen))
+        return self._read(self.checkpoints / self._pointed(which or self.chosen))
 
     @property
     def chosen(self) -> Which:
         """Which checkpoint the run's result speaks of."""
         return "best" if (self.path / "best.json").is_file() else "latest"
 
-    def load_to_resume(self) -> tuple[Checkpoint, TrainingState, list[str]]:
-        """The newest checkpoint that verifies, and what is wrong with newer ones that had to be passed over."""
+    def clear(self) -> None:
+        """Clear away what a killed process left unfinished."""
         remove_partial(self.path)
         remove_partial(self.checkpoints)
+
+    def load_to_resume(self) -> tuple[Checkpoint, TrainingState, list[str]]:
+        """The newest checkpoint that verifies, and what is wrong with newer ones that had to be passed over."""
+        self.clear()
         problems: list[str] = []
         for folder in sorted(self.checkpoints.glob("step-*"), reverse=True):
             try:
-                return _read_checkpoint(folder), _read_training_state(folder), problems
+                checkpoint, state = self._read(folder), _read_training_state(folder)
+                with _read_facts(folder) as facts:
+                    is_best = bool(facts["is_best"])
             except CheckpointError as error:
                 problems.append(str(error))
+            else:  # killed between a save and its pointers, the process left them pointing to the one before
+                self._point_to(checkpoint, is_best=is_best)
+                return checkpoint, state, problems
         reasons = "".join(f"\n  {problem}" for problem in problems)
         raise CheckpointError(
             f"{self.path} has no checkpoint to go on from. Use another --out, and train from the start.{reasons}"
@@ -163,13 +230,59 @@ class RunFolder:
     def record_test_look(self, checkpoint: str, images: int, accuracy: float, command: str) -> None:
         """Note that the test split was looked at."""
         look = {
-            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "time": _now(),
             "checkpoint": checkpoint,
             "images": images,
             "accuracy": accuracy,
             "command": command,
         }
         append_line(self.path / "test_looks.jsonl", json.dumps(look))
+
+    def verify(self) -> dict[str, str | None]:
+        """For each checkpoint's name what is wrong with it; None where every file is as it was saved.
+
+        Also, what is wrong with latest.json and best.json.
+        """
+        findings: dict[str, str | None] = {}
+        for folder in sorted(self.checkpoints.glob("step-*")):
+            try:
+                self._read(folder, is_kept=False)
+                _read_training_state(folder, is_kept=False)
+                findings[folder.name] = None
+            except CheckpointError as error:
+                findings[folder.name] = str(error)
+        for pointer in (path for path in (self.path / "latest.json", self.path / "best.json") if path.is_file()):
+            try:
+                name = self._pointed("latest" if pointer.stem == "latest" else "best")
+                if name not in findings:
+                    findings[pointer.name] = f"{pointer} names {name}, which is missing. {REMEDY}"
+            except CheckpointError as error:
+                findings[pointer.name] = str(error)
+        return findings
+
+    def digests(self, checkpoint: str) -> dict[str, dict[str, object]]:
+        """Size and SHA-256 of each file of a checkpoint, verified."""
+        folder = self.checkpoints / checkpoint
+        files = _read_manifest(folder)
+        for name in files:
+            _verify_file(folder, name)
+        return files
+
+    def _read(self, folder: Path, *, is_kept: bool = True) -> Checkpoint:
+        checkpoint, recipe = _read_checkpoint(folder, is_kept=is_kept), self.recipe
+        if checkpoint.name != folder.name:
+            raise CheckpointError(f"{folder} holds {checkpoint.name}; expected what its name says. Name it so again.")
+        if (checkpoint.recipe.model.name, checkpoint.recipe.data.name) != (recipe.model.name, recipe.data.name):
+            raise CheckpointError(
+                f"{folder} is of {checkpoint.recipe.model.name} on {checkpoint.recipe.data.name}; expected "
+                f"{recipe.model.name} on {recipe.data.name}, as the run's recipe says. Move it to its own run."
+            )
+        return checkpoint
+
+    def _point_to(self, checkpoint: Checkpoint, *, is_best: bool) -> None:
+        pointer = {"checkpoint": checkpoint.name, "validation_accuracy": checkpoint.validation_accuracy}
+        for which in ("latest", "best") if is_best else ("latest",):
+            write_file(self.path / f"{which}.json", json.dumps(pointer) + "\n")
 
     def _pointed(self, which: Which) -> str:
         path = self.path / f"{which}.json"
@@ -188,7 +301,7 @@ class RunFolder:
         names = sorted(folder.name for folder in self.checkpoints.glob("step-*"))
         kept = {*names[-NUM_RECENT_KEPT:], self._pointed(self.chosen)}
         for name in set(names) - kept:
-            shutil.rmtree(self.checkpoints / name)
+            remove_folder(self.checkpoints / name)
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -218,17 +331,24 @@ def restore_network(checkpoint: Checkpoint) -> nn.Module:
     return model.to(memory_format=torch.channels_last).eval()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value of it is infinite or no number.
+
+    Such a value makes the sum one too, and a sum takes a tenth of the time; a sum may also be too large by itself.
+    """
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def refuse_existing(path: Path) -> None:
     """Raise an InputError where a new run would land on something that is there."""
     if path.exists():
         raise InputError(f"{path} exists; a run never overwrites another. Give another --out, or go on with --resume.")
 
 
-def _read_checkpoint(folder: Path) -> Checkpoint:
-    facts = _read_facts(folder)
-    try:
+def _read_checkpoint(folder: Path, *, is_kept: bool) -> Checkpoint:
+    with _read_facts(folder) as facts:
         return Checkpoint(
-            weights=_read_tensors(folder, "model.safetensors"),
+            weights=_read_tensors(folder, "model.safetensors", is_kept=is_kept),
             recipe=Recipe.from_mapping(facts["recipe"]),
             class_names=tuple(facts["class_names"]),
             preprocessing=Preprocessing.model_validate(facts["preprocessing"]),
@@ -236,54 +356,109 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
             epoch=facts["epoch"],
             validation_accuracy=facts["validation_accuracy"],
         )
-    except (KeyError, TypeError, ValueError, RecipeError) as error:
+
+
+def _read_training_state(folder: Path, *, is_kept: bool = True) -> TrainingState:
+    with _read_facts(folder) as facts:
+        training = facts["training"]
+        return TrainingState(
+            tensors=_read_tensors(folder, "optimizer.safetensors", is_kept=is_kept),
+            history=training["history"],
+            gradient_scaler=training["gradient_scaler"],
+            epoch_seconds=training["epoch_seconds"],
+        )
+
+
+@contextmanager
+def _read_facts(folder: Path) -> Generator[dict[str, Any]]:
+    """What state.json holds; the block that uses it may find that it is not what it should be."""
+    data = _read_verified(folder, "state.json")
+    try:
+        yield json.loads(data)
+    except (KeyError, TypeError, ValueError, RecursionError, RecipeError) as error:
         raise CheckpointError(
             f"{folder / 'state.json'} does not describe a checkpoint of this version ({error}). "
             "Use the candid version that wrote it."
         ) from None
 
 
-def _read_training_state(folder: Path) -> TrainingState:
-    training = _read_facts(folder)["training"]
-    return TrainingState(
-        tensors=_read_tensors(folder, "optimizer.safetensors"),
-        history=training["history"],
-        gradient_scale=training["gradient_scale"],
-    )
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    facts = json.loads(_read_verified(folder, "state.json"))
-    version = facts.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has format version {version}; expected version {FORMAT_VERSION}. Install a newer candid."
+def _read_tensors(folder: Path, name: str, *, is_kept: bool) -> dict[str, Tensor]:
+    """A file's tensors, verified; those not to be kept stay in the file, which takes half the time and no memory."""
+    try:
+        tensors = (
+            tensors_from_bytes(_read_verified(folder, name)) if is_kept else map_tensors(_verify_file(folder, name))
         )
-    return facts
-
-
-def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    return tensors_from_bytes(_read_verified(folder, name))
+    except SafetensorError as error:  # though it is what the manifest says: somebody wrote both
+        raise CheckpointError(f"{folder / name} is no safetensors file ({error}). {REMEDY}") from None
+    for key, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"{folder / name} holds values that are not finite, in {key}; expected numbers. {REMEDY}"
+            )
+    return tensors
 
 
 def _read_verified(folder: Path, name: str) -> bytes:
     """The bytes of a file, after its size and SHA-256 were found to be those of the manifest."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        expected = manifest[name]
-        data = (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing. Use a good copy of the run, or train it again.") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder / 'manifest.json'} is damaged. Use a good copy of the run, or train it again."
-        ) from None
-    if _describe(data) != expected:
-        raise CheckpointError(
-            f"{folder / name} is not what was saved (its SHA-256 differs). "
-            "Use a good copy of the run, or train it again."
-        )
+    file, expected = _open_saved(folder, name)
+    with file:
+        data = file.read()
+    _refuse_changed(folder / name, _describe(data), expected)
     return data
+
+
+def _verify_file(folder: Path, name: str) -> Path:
+    """The path of a file, after the same was found of it piece by piece."""
+    file, expected = _open_saved(folder, name)
+    with file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        _refuse_changed(folder / name, {"size": file.tell(), "sha256": sha256}, expected)
+    return folder / name
+
+
+def _open_saved(folder: Path, name: str) -> tuple[BufferedReader, object]:
+    """A file, and what the manifest says of it."""
+    expected = _read_manifest(folder).get(name)
+    try:
+        return (folder / name).open("rb"), expected
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / name} is missing. {REMEDY}") from None
+
+
+def _refuse_changed(path: Path, found: object, expected: object) -> None:
+    if found != expected:
+        raise CheckpointError(f"{path} is not what was saved (its SHA-256 differs). {REMEDY}")
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, object]]:
+    """What manifest.json says of each file, after every byte of it was found to be as it was written."""
+    path = folder / "manifest.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        version = manifest.get("format_version", 1)
+        is_whole = version != FORMAT_VERSION or text == _manifest(dict(manifest["files"]))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. {REMEDY}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        version, is_whole, manifest = FORMAT_VERSION, False, {}
+    if not is_whole:
+        raise CheckpointError(f"{path} is damaged. {REMEDY}")
+    if version != FORMAT_VERSION:
+        remedy = "Use the candid version that wrote it." if version == 1 else "Install a newer candid."
+        raise CheckpointError(f"{folder} has format version {version}; expected version {FORMAT_VERSION}. {remedy}")
+    return manifest["files"]
+
+
+def _manifest(files: Mapping[str, object]) -> str:
+    """The text of manifest.json: what each file must be, and a SHA-256 of that, so that no byte of it can change."""
+    contents = {"format_version": FORMAT_VERSION, "files": files}
+    sha256 = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return json.dumps(contents | {"sha256": sha256}, indent=2) + "\n"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _describe(data: bytes) -> dict[str, object]:

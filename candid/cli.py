@@ -4,15 +4,17 @@ import csv
 import io
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from candid.errors import CandidError, InputError
+from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.words import interval, percent
 from candid.zoo import read_entries
@@ -58,6 +60,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network.")] = False,
+    deterministic: Annotated[
+        bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
+    ] = None,
+    max_time: Annotated[str | None, typer.Option(help="Stop and save after this time, such as 30m or 2h.")] = None,
+    save_every: Annotated[str | None, typer.Option(help="Save within epochs too: 200steps or 5m.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/MODEL-DATA.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Device = "auto",
@@ -73,20 +80,24 @@ def train(
         "seed": seed,
         "training.precision": precision,
         "training.compile": compile_network or None,
+        "training.deterministic": deterministic,
+        "limits.max_time": max_time,
+        "limits.save_every": save_every,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    wanted = None
-    if not resume:
-        wanted = _choose_recipe(recipe or recipe_option, data).replace(given).override(assignments or [])
-    elif given or assignments or recipe or recipe_option:
-        raise InputError("--resume goes on by the run's own recipe; use only --out, --device and --data-dir with it.")
+    assignments, name = assignments or [], recipe or recipe_option
+    from candid.recipe import keys_of
+
+    base = _resumed_recipe(out) if resume and name is None and data is None else _choose_recipe(name, data)
+    wanted = base.replace(given).override(assignments)
+    allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
 
     from candid.workflow import train as train_network
 
     try:
-        run = train_network(wanted, out, resume=resume, data_dir=data_dir, device=device)
+        run = train_network(wanted, out, resume=resume, allowed=allowed, data_dir=data_dir, device=device)
     except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished epochs are saved; go on with `candid train --resume --out RUN`.", err=True)
+        typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"Report: {run / 'report.html'}\nTry it: candid predict {run} YOUR-PICTURE.jpg")
 
@@ -116,6 +127,52 @@ def evaluate(
     ]
     _print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
     typer.echo(f"Written to {evaluation_folder(run, split, data)}")
+
+
+@app.command()
+def compare(first: Run, second: Run) -> None:
+    """Say whether two runs are equal to the last bit; exit code 1 where they are not."""
+    from candid.workflow import compare as compare_two
+
+    found = compare_two(first, second)
+    for key, (one, other) in found.recipe_differences.items():
+        typer.echo(f"{key}: {one!r} in {first}, {other!r} in {second}")
+    num_equal, num_different = len(found.equal_checkpoints), len(found.different_checkpoints)
+    typer.echo(f"Checkpoints that both kept, equal in every bit: {num_equal} of {num_equal + num_different}.")
+    if found.are_equal:
+        typer.echo("The runs are equal.")
+        return
+    where = [f"results.csv from epoch {found.first_different_epoch} on"] if found.first_different_epoch else []
+    where += [f"checkpoints from {found.different_checkpoints[0]} on"] if found.different_checkpoints else []
+    typer.echo(f"The runs differ: {', '.join(where)}.")
+    raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    run: Run,
+    resume_test: Annotated[
+        bool, typer.Option("--resume-test", help="Also train a few steps straight and interrupted, and compare.")
+    ] = False,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+) -> None:
+    """Check every file of a run's checkpoints; exit code 4 where one is not as it was saved."""
+    from candid.workflow import verify as verify_run
+
+    findings = verify_run(run)
+    for name, problem in findings.items():
+        typer.echo(f"{name}: {problem or 'every file is as it was saved'}")
+    if not findings:
+        raise CheckpointError(f"{run} has no checkpoint yet. Run `candid train --resume --out {run}`.")
+    if all(findings.values()):
+        raise CheckpointError("No checkpoint is whole. Use a good copy of the run, or train it again.")
+    if any(findings.values()):
+        raise CheckpointError("Not every checkpoint is whole; `--resume` goes on from the newest that is.")
+    if resume_test:
+        from candid.workflow import check_resume
+
+        typer.echo(check_resume(run, data_dir=data_dir, device=device))
 
 
 @app.command()
@@ -256,6 +313,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe a
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         app(args=arguments, prog_name="candid")
     except CandidError as error:
@@ -271,6 +329,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{place} cannot be used: {error.strerror}. Expected a writable place with room; try another.", err=True
         )
         sys.exit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _resumed_recipe(out: Path | None) -> "Recipe":
+    from candid.checkpoint import RunFolder
+
+    if out is None:
+        raise InputError("--resume goes on with a run; name it with --out RUN.")
+    return RunFolder.open(out).recipe
 
 
 def _choose_recipe(name: str | None, data: str | None) -> "Recipe":

@@ -1,12 +1,50 @@
-"""Writing files so that a reader finds the old content or the new, never half of either."""
+"""Writing files so that a reader finds the old content or the new, never half of either.
 
+Every call that changes the disk goes through a fail point. `CANDID_FAIL_AT=kill:17` kills the process at the 17th
+of them, `full:17` lets that one and all later ones fail as a full disk does, `readonly:17` as a read-only one does;
+so tests can stop a save at each of its calls. Without the variable, a fail point costs one comparison.
+"""
+
+import errno
 import os
 import shutil
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"
+DISCARDED = ".discarded"
+
+
+class FailPoint:
+    """Where the environment says that this process shall fail, if anywhere."""
+
+    def __init__(self, setting: str | None) -> None:
+        """`setting` such as "kill:17"; None never fails."""
+        how, _, number = (setting or "").partition(":")
+        self._how, self._calls_left = how, int(number) if number else 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether this process is meant to fail."""
+        return bool(self._how)
+
+    def reach(self, path: Path) -> None:
+        """Note one call that changes the disk at `path`; fail if it is the one, or behind it."""
+        if not self._how:
+            return
+        self._calls_left -= 1
+        if self._calls_left > 0:
+            return
+        if self._how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = errno.ENOSPC if self._how == "full" else errno.EROFS
+        raise OSError(code, os.strerror(code), str(path))
+
+
+fail_point = FailPoint(os.environ.get("CANDID_FAIL_AT"))
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -14,7 +52,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         _write_and_sync(partial, data.encode() if isinstance(data, str) else data)
-        os.replace(partial, path)
+        _rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -26,7 +64,7 @@ def new_folder(path: Path) -> Generator[Path]:
     """A folder to fill; it appears as `path` when the block ends without an error, replacing what was there."""
     partial = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir(parents=True)
+    _make_folder(partial)
     try:
         yield partial
         for place, _, names in os.walk(partial):
@@ -34,13 +72,13 @@ def new_folder(path: Path) -> Generator[Path]:
                 _sync(Path(place) / name)
             _sync_folder(Path(place))
         if path.exists():
-            discarded = path.with_name(f".{path.name}.discarded{PARTIAL}")
+            discarded = path.with_name(f".{path.name}{DISCARDED}")
             shutil.rmtree(discarded, ignore_errors=True)
-            path.rename(discarded)
-            partial.rename(path)
+            _rename(path, discarded)  # a process killed here leaves it to `remove_partial` to put it back
+            _rename(partial, path)
             shutil.rmtree(discarded)
         else:
-            partial.rename(path)
+            _rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -48,15 +86,34 @@ def new_folder(path: Path) -> Generator[Path]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log and wait until it is on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one line to a log and wait until it is on the disk; half a line of a killed process stays by itself."""
+    fail_point.reach(path)
+    is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("ab") as file:
+        _add_and_sync(file, ("\n" * is_torn + line + "\n").encode())
+
+
+def whole_lines(text: str) -> list[str]:
+    """The lines of a log of JSON objects, without those of which a killed process wrote but half."""
+    return [line for line in text.splitlines() if line.endswith("}")]
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; killed half-way, it is gone under its name all the same."""
+    leaving = path.with_name(f".{path.name}{PARTIAL}")
+    _rename(path, leaving)
+    fail_point.reach(leaving)
+    shutil.rmtree(leaving)
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left unfinished directly in `folder`."""
+    """Clear away what a killed process left unfinished directly in `folder`; what it took away too early returns."""
+    for entry in folder.glob(f".*{DISCARDED}"):
+        replaced = entry.with_name(entry.name.removeprefix(".").removesuffix(DISCARDED))
+        if replaced.exists():
+            shutil.rmtree(entry)
+        else:
+            _rename(entry, replaced)
     for entry in folder.glob(f".*{PARTIAL}"):
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -65,18 +122,40 @@ def remove_partial(folder: Path) -> None:
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
+    fail_point.reach(path)
     with path.open("wb") as file:
-        file.write(data)
+        _add_and_sync(file, data)
+
+
+def _add_and_sync(file: BinaryIO, data: bytes) -> None:
+    path = Path(file.name)
+    half = len(data) // 2 if fail_point.is_set else 0
+    for part in (data[:half], data[half:]):
+        fail_point.reach(path)
+        file.write(part)
         file.flush()
-        os.fsync(file.fileno())
+    fail_point.reach(path)
+    os.fsync(file.fileno())
+
+
+def _make_folder(path: Path) -> None:
+    fail_point.reach(path)
+    path.mkdir(parents=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    fail_point.reach(target)
+    source.replace(target)
 
 
 def _sync(path: Path) -> None:
+    fail_point.reach(path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
+    fail_point.reach(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

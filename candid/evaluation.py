@@ -6,8 +6,8 @@ a machine's short formats do. Sums and counts are added up over examples and div
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -206,8 +206,17 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate_model(model: nn.Module, batches: EvaluationBatches, class_names: Sequence[str], split: str) -> Evaluation:
-    """What `model` predicts for every example of `batches`; its training mode is left as it was."""
+def evaluate_model(
+    model: nn.Module,
+    batches: EvaluationBatches,
+    class_names: Sequence[str],
+    split: str,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """What `model` predicts for every example of `batches`; its training mode is left as it was.
+
+    `after_batch` is called after each batch, and may raise to stop.
+    """
     was_training = model.training
     model.eval()
     top_classes: list[Tensor] = []
@@ -219,6 +228,7 @@ def evaluate_model(model: nn.Module, batches: EvaluationBatches, class_names: Se
         probabilities, classes = rank_classes(logits)
         top_classes.append(classes)
         top_probabilities.append(probabilities)
+        after_batch()
     model.train(was_training)
     return Evaluation(
         split=split,
@@ -228,6 +238,19 @@ def evaluate_model(model: nn.Module, batches: EvaluationBatches, class_names: Se
         top_classes=torch.cat(top_classes),
         top_probabilities=torch.cat(top_probabilities),
         loss=float(loss) / len(batches.examples),
+    )
+
+
+def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of consecutive parts of a split as one."""
+    num_images = sum(part.num_images for part in parts)
+    return replace(
+        parts[0],
+        files=tuple(file for part in parts for file in part.files),
+        labels=torch.cat([part.labels for part in parts]),
+        top_classes=torch.cat([part.top_classes for part in parts]),
+        top_probabilities=torch.cat([part.top_probabilities for part in parts]),
+        loss=sum(part.loss * part.num_images for part in parts) / num_images,
     )
 
 

@@ -4,6 +4,7 @@ Every field has its one default here. `Recipe.from_toml` and `Recipe.override` r
 each with the key, the value given and what is expected, before any work begins.
 """
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ from candid.errors import InputError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+PATTERNS = {
+    "model.freeze": "'none', 'backbone' or 'until:PART', such as until:stages.2",
+    "limits.max_time": "a time such as 90s, 30m or 2h",
+    "limits.save_every": "'1epoch', a number of steps such as 200steps, or a time such as 5m",
+}
+"""What is expected of keys whose text follows a pattern."""
 
 
 class RecipeError(InputError):
@@ -136,6 +143,10 @@ class Training(Part):
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     compile: bool = False
     """Let torch.compile fuse the network."""
+    deterministic: bool | None = None
+    """Refuse operations that may give other bits each time; None is true on the CPU."""
+    sync_batch_norm: bool = False
+    """Among ranks on GPUs, take the statistics of batch normalisation over the whole batch."""
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
@@ -184,6 +195,30 @@ class Schedule(Part):
     """Epochs without a better training loss after which plateau multiplies the rate by `factor`."""
 
 
+class Limits(Part):
+    """How long a run may take and how often it saves; none of this changes what it learns."""
+
+    max_time: Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h))?$")] = ""
+    """Time after which the run stops and saves, such as 30m or 2h; empty is no limit."""
+    save_every: Annotated[str, Field(pattern=r"^(1epoch|[1-9]\d*steps?|[1-9]\d*(s|m|h))$")] = "1epoch"
+    """When checkpoints are saved beside those at the ends of epochs: 200steps, 5m."""
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest time in seconds, perhaps infinite."""
+        return _seconds(self.max_time) if self.max_time else math.inf
+
+    @property
+    def steps_between_saves(self) -> int:
+        """Steps from one save to the next within an epoch; 0 where steps do not decide."""
+        return int(self.save_every.partition("step")[0]) if "step" in self.save_every else 0
+
+    @property
+    def seconds_between_saves(self) -> float:
+        """Time in seconds from one save to the next within an epoch, perhaps infinite."""
+        return math.inf if "step" in self.save_every or "epoch" in self.save_every else _seconds(self.save_every)
+
+
 class Recipe(Part):
     """All that decides a training run."""
 
@@ -196,6 +231,7 @@ class Recipe(Part):
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -244,6 +280,28 @@ class Recipe(Part):
         return self.replace(dict(map(_parse_assignment, assignments)))
 
 
+def list_differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[object, object]]:
+    """The keys in which two recipes differ, each with both values; names of recipes do not count."""
+    flat = [_flatten(recipe.model_dump(exclude={"name"})) for recipe in (ours, theirs)]
+    return {key: (flat[0][key], flat[1][key]) for key in flat[0] if flat[0][key] != flat[1][key]}
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _seconds(duration: str) -> float:
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def keys_of(assignments: Sequence[str]) -> set[str]:
+    """The keys that assignments name, such as "training.epochs" of "training.epochs=20"."""
+    return {_parse_assignment(assignment)[0] for assignment in assignments}
+
+
 def list_keys() -> list[str]:
     """Every key of a recipe, dotted."""
     keys: list[str] = []
@@ -286,8 +344,8 @@ def _explain(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     sentence = f"{key} is {error['input']!r}; it must be {_in_plain_words(expected)}."
-    if key == "model.freeze":
-        return f"{key} is {error['input']!r}; it must be 'none', 'backbone' or 'until:PART', such as until:stages.2."
+    if key in PATTERNS:
+        return f"{key} is {error['input']!r}; it must be {PATTERNS[key]}."
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         choices = _choices(error)
         return f"{sentence} {did_you_mean(error['input'], choices, '')}".rstrip()

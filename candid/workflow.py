@@ -1,20 +1,25 @@
 """The stages of a run as functions: what the command line calls, and what `import candid` offers."""
 
+import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_network, refuse_existing
+from candid.comparison import Comparison, compare_runs
 from candid.data.catalog import full_name, open_data_set
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import hold_out, keep_in_memory
 from candid.device import choose_device, choose_memory_format
-from candid.errors import InputError, did_you_mean
+from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.evaluation import Evaluation, evaluate_checkpoint
 from candid.models import find_variant
 from candid.recipe import Recipe
@@ -23,6 +28,7 @@ from candid.report.writing import write_report
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
 from candid.training.setup import PACKAGES
+from candid.training.stopping import Stopped
 from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
 from candid.weights.matching import find_num_classes, match, num_misshapen
 from candid.weights.meaning import (
@@ -33,36 +39,87 @@ from candid.weights.meaning import (
     read_class_names,
 )
 
+NUM_RESUME_TEST_STEPS = 8
+
 
 def train(
     recipe: Recipe | None = None,
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    allowed: Set[str] = frozenset(),
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Path:
     """Train, look at the test split once, write the report; the run folder.
 
     `recipe` None is the default one. `out` None is a new folder in runs/ named after network and data. With
-    `resume`, the run in `out` goes on by its own recipe.
+    `resume`, the run in `out` goes on by its own recipe, or by `recipe`, which may differ in the keys `allowed`.
 
     Raises:
         InputError: if the recipe, the device or `out` cannot be used. Nothing has been written then.
         DataError: if the pictures cannot be used.
         CheckpointError: if there is no good checkpoint to go on from.
+        Stopped: if a signal or the recipe's limit of time stopped the run; what it did is saved.
     """
-    if resume:
-        if recipe is not None or out is None:
-            raise InputError("To resume, use --out RUN and nothing that changes the run's recipe.")
+    reporter = Reporter()
+    if out is None and (resume or "WORLD_SIZE" in os.environ):
+        raise InputError("To resume, and with several processes, the run needs a name; use --out RUN.")
+    if resume and out is not None:
         _refuse_imported(Path(out), "there is no training to resume. Begin one from its weights with --weights.")
-        run = resume_run(Path(out), data_dir=data_dir, device=device, reporter=Reporter())
+    if resume or _is_restarted(out):
+        run = resume_run(Path(str(out)), recipe, allowed, data_dir=data_dir, device=device, reporter=reporter)
     else:
         recipe = recipe or find_recipe("default")
         path = _new_run_path(recipe) if out is None else Path(out)
-        run = train_run(recipe, path, data_dir=data_dir, device=device, reporter=Reporter())
-    write_report(run.path)
+        run = train_run(recipe, path, data_dir=data_dir, device=device, reporter=reporter)
+    if os.environ.get("RANK", "0") == "0":
+        write_report(run.path)
     return run.path
+
+
+def _is_restarted(out: str | Path | None) -> bool:
+    """Whether torchrun started this command again after a process died, so that it shall go on."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return restarts > 0 and out is not None and (Path(out) / "recipe.toml").is_file()
+
+
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Whether two runs are equal in every recorded epoch and every bit of the checkpoints that both kept."""
+    return compare_runs(RunFolder.open(Path(first)), RunFolder.open(Path(second)))
+
+
+def verify(run: str | Path) -> dict[str, str | None]:
+    """For each checkpoint's name what is wrong with it, None where every file is as it was saved."""
+    return RunFolder.open(Path(run)).verify()
+
+
+def check_resume(run: str | Path, *, data_dir: Path | None = None, device: str = "auto") -> str:
+    """Train a run's recipe for some steps, straight and interrupted; say that both gave the same bits.
+
+    Nothing of the run changes: both happen in a temporary folder.
+
+    Raises:
+        CheckpointError: if they differ, so that a resumed run would not be what a straight one is.
+    """
+    _refuse_imported(Path(run), "there is no training to resume.")
+    recipe, half = RunFolder.open(Path(run)).recipe, NUM_RESUME_TEST_STEPS // 2
+    enough = max(recipe.training.epochs, NUM_RESUME_TEST_STEPS + 1)  # a run that ends looks at the test split
+    recipe = recipe.replace({"training.epochs": enough, "limits.max_time": "", "limits.save_every": "1epoch"})
+    with TemporaryDirectory() as folder:
+        runs = [Path(folder) / name for name in ("straight", "interrupted")]
+        for path, last_steps in zip(runs, ((2 * half,), (half, 2 * half)), strict=True):
+            for last_step in last_steps:
+                begin = resume_run if path.exists() else partial(train_run, recipe)
+                with suppress(Stopped):
+                    begin(path, last_step=last_step, data_dir=data_dir, device=device, reporter=Reporter.silent())
+        found = compare_runs(*map(RunFolder.open, runs))
+    if found.different_checkpoints or not found.equal_checkpoints:
+        raise CheckpointError(
+            f"After {2 * half} steps, the recipe of {run} gives other weights where it is interrupted half-way than "
+            "where it is not; expected the same bits. Set training.deterministic=true."
+        )
+    return f"{2 * half} steps straight and {half} + {half} interrupted give the same bits."
 
 
 def evaluate(
@@ -227,7 +284,7 @@ def _refuse_imported(run: Path, consequence: str) -> None:
     """Raise an InputError where the weights of a run came from elsewhere."""
     try:
         environment = RunFolder.open(run).environment
-    except (OSError, ValueError):
+    except CheckpointError:
         return  # whoever needs it says what is wrong with it
     if "imported" in environment:
         raise InputError(f"{run} holds weights that were imported: {consequence}")

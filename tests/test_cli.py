@@ -92,11 +92,16 @@ SMALL = ("--model", "lenet-relu", "--epochs", "1", "--set", "training.batch_size
         ),
         (
             ["train", "--resume"],
-            "To resume, use --out RUN and nothing that changes the run's recipe.",
+            "--resume goes on with a run; name it with --out RUN.",
         ),
         (
-            ["train", "--resume", "--out", "runs/x", "--epochs", "3"],
-            "--resume goes on by the run's own recipe; use only --out, --device and --data-dir with it.",
+            ["train", "--max-time", "soon"],
+            "limits.max_time is 'soon'; it must be a time such as 90s, 30m or 2h.",
+        ),
+        (
+            ["train", "--save-every", "0steps"],
+            "limits.save_every is '0steps'; it must be '1epoch', a number of steps such as 200steps, "
+            "or a time such as 5m.",
         ),
         (
             ["train", "--resume", "--out", "runs/x"],

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from conftest import draw, make_pictures
 
-from candid.cli import main
+from candid.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,17 +26,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_its_commands_for_ones_own_pictures_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch):
+def run_command(command: str) -> None:
+    program, *arguments = command.split()
+    assert program == "candid"
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert not left.value.code, command
+
+
+def test_its_commands_run_in_their_order(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(place)
-    commands = blocks("sh")[1].splitlines()
-    assert len(commands) == 6
-    for command in commands:
-        program, *arguments = command.split()
-        assert program == "candid"
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert not left.value.code, command
+    for command in blocks("sh")[1].splitlines():
+        run_command(command)
     assert len((place / "predictions.csv").read_text().splitlines()) == 31
+    begin, resume, verify, compare, together = blocks("sh")[2].splitlines()
+    run_command(begin.replace("--max-time 30m", "--max-time 0.001s"))  # as if the half hour were over at once
+    assert re.search(r"The time is up: step 1 of \d+ is saved", capsys.readouterr().err)
+    for command in (resume, verify, compare):
+        run_command(command)
+    assert capsys.readouterr().out.endswith("The runs are equal.\n")
+    launcher, arguments = together.split(" -m candid train ")  # run in tests/training/test_ranks.py
+    assert launcher == "torchrun --nproc-per-node 2"
+    typer.main.get_command(app).commands["train"].make_context("train", arguments.split())
 
 
 def test_its_python_runs(place: Path):

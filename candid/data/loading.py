@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.utils.data import DataLoader, Dataset
 
+from candid.data import workers
 from candid.data.augmentation import Augmenter, cut_resized_windows, cut_windows
 from candid.data.decoding import UnreadablePicture, decode_file
 from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, stratified_holdout
@@ -39,6 +40,8 @@ class Batch(NamedTuple):
     """float32 [N, C, H, W] in channels-last memory."""
     targets: Tensor
     """float32 [N, classes]; rows sum to 1."""
+    indices: Tensor
+    """int64, of the step's examples over all ranks; N is this rank's part of them."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
         return None
 
     console = Console(stderr=True)
-    with ThreadPoolExecutor(_num_workers()) as pool:
+    with ThreadPoolExecutor(_num_workers() or 1) as pool:
         outcomes = pool.map(read, range(len(examples)))
         shown = track(
             outcomes,
@@ -158,23 +161,29 @@ class TrainingBatches:
         """Batches of one epoch."""
         return len(cut_epoch(torch.arange(self.num_examples), self._recipe.training.batch_size))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch` = 0, 1, ...; every example once."""
+    def epoch(self, epoch: int, first: int = 0, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+        """The batches of `epoch` = 0, 1, ... from number `first` on, each example once; of each batch a rank's part.
+
+        Neither `first` nor the ranks change what is drawn for an example.
+        """
         seed = self._recipe.seed
         augmenter = Augmenter(self._recipe.augmentation, seed, epoch, self.num_examples)
         order = shuffled(self.num_examples, seed, "order", epoch)
-        windows = cut_epoch(order, self._recipe.training.batch_size)
+        batches = cut_epoch(order, self._recipe.training.batch_size)
+        windows = [part for batch in batches for part in batch.tensor_split(num_ranks)]
         if augmenter.mixes:  # each batch also fetches the partner of its last example
             first_of_next = [window[:1] for window in windows[1:]] + [order[:1]]
             windows = [torch.cat(pair) for pair in zip(windows, first_of_next, strict=True)]
-        for indices, pictures in zip(windows, self._pixels.training(windows, augmenter), strict=True):
+        windows, batches = windows[rank::num_ranks][first:], batches[first:]
+        pictures_of_windows = self._pixels.training(windows, augmenter)
+        for indices, batch, pictures in zip(windows, batches, pictures_of_windows, strict=True):
             inputs = self._preprocessing.normalise(pictures.to(self._device, non_blocking=True))
             inputs = augmenter.erase(inputs, indices)
             targets = one_hot(self._labels[indices], self._num_classes).float()
             targets = targets.to(self._device, non_blocking=True)
             if augmenter.mixes:
                 inputs, targets = augmenter.mix(inputs, targets, indices)
-            yield Batch(inputs, targets)
+            yield Batch(inputs, targets, batch)
 
 
 class EvaluationBatches:
@@ -242,16 +251,17 @@ class StreamedPixels:
         return self._stream(windows, None)
 
     def _stream(self, windows: Sequence[Tensor], augmenter: Augmenter | None) -> Iterator[Tensor]:
-        pictures = _Pictures(self._examples, self._preprocessing, augmenter)
+        num_workers = _num_workers()
         loader = DataLoader(
-            pictures,
+            _Pictures(self._examples, self._preprocessing, augmenter),
             batch_size=None,
             sampler=windows,  # pyright: ignore[reportArgumentType]  # any iterable of indices will do
-            num_workers=_num_workers(),
+            num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
+            timeout=workers.CHECK_S if num_workers else 0,
+            worker_init_fn=workers.leave_signals_to_the_parent,
         )
-        batch: Tensor | list[str]
-        for batch in loader:
+        for batch in workers.watch(loader):
             if isinstance(batch, list):  # the texts of errors: an exception would lose its own on the way
                 refuse_unreadable(batch)
             else:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
+from candid.durable import whole_lines
 from candid.errors import CheckpointError, InputError
 from candid.evaluation import Evaluation
 
@@ -176,9 +177,8 @@ def _read_result(path: Path) -> Result | None:
 
 
 def _read_looks(path: Path) -> tuple[Look, ...]:
-    lines = _read_text(path).splitlines()
     try:
-        return tuple(Look.model_validate_json(line) for line in lines if line.strip())
+        return tuple(map(Look.model_validate_json, whole_lines(_read_text(path))))
     except ValidationError as error:
         raise _damaged(path, error) from None
 

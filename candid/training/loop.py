@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from candid.checkpoint import Checkpoint, TrainingState, build_network
@@ -21,17 +22,32 @@ from candid.randomness import seed_for
 from candid.recipe import Recipe
 from candid.training.freezing import plan_freezing
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
-from candid.training.progress import Reporter
+from candid.training.ranks import ALONE, Ranks
+
+
+class Diverged(Exception):
+    """The loss, a gradient, a weight or a statistic is not finite any more; `batch` is where it showed."""
+
+    def __init__(self, what: str, batch: Batch) -> None:
+        super().__init__(what)
+        self.batch = batch
 
 
 @dataclass
 class Tally:
     """Totals over images, so that a short last batch weighs no more than its images."""
 
-    images: int = 0
-    loss: Tensor | float = 0.0
+    loss: Tensor
     """Sum over images."""
-    correct: Tensor | int = 0
+    correct: Tensor
+    images: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "Tally":
+        """Nothing counted yet."""
+        return cls(
+            *(torch.zeros((), dtype=dtype, device=device) for dtype in (torch.float64, torch.int64, torch.int64))
+        )
 
     def add(self, mean_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Count one forward pass: logits and targets [N, classes]; stays on the device."""
@@ -39,13 +55,27 @@ class Tally:
         self.loss += mean_loss.detach() * len(targets)
         self.correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
 
+    def to(self, device: torch.device) -> "Tally":
+        """A copy on a device."""
+        return Tally(*(total.to(device, copy=True) for total in (self.loss, self.correct, self.images)))
+
+    def over(self, ranks: Ranks) -> "Tally":
+        """The totals of all ranks."""
+        return Tally(*map(ranks.sum, (self.loss, self.correct, self.images)))
+
 
 class Trainer:
-    """A network, its optimizer and the settings of a resolved recipe; `step` counts optimizer steps taken."""
+    """A network, its optimizer and the settings of a resolved recipe.
 
-    def __init__(self, recipe: Recipe, num_classes: int, steps_per_epoch: int, device: torch.device) -> None:
+    `step` counts optimizer steps taken, `tally` what the epoch that has begun has counted on this rank.
+    """
+
+    def __init__(
+        self, recipe: Recipe, num_classes: int, steps_per_epoch: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         """Build the network with weights that depend on the recipe's seed alone."""
-        self.recipe, self.device, self.step = recipe, device, 0
+        self.recipe, self.device, self.ranks, self.step = recipe, device, ranks, 0
+        self.start_tally()
         self.model = build_network(recipe, num_classes).to(device)
         self.freezing = plan_freezing(recipe, num_classes)
         self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
@@ -54,7 +84,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")
         self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
         self.clip_norm = recipe.training.clip_norm or math.inf
-        self._run_model = torch.compile(self.model) if recipe.training.compile else self.model
+        self._run_model = self._prepare_model()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -67,11 +97,14 @@ class Trainer:
         return self.step / (self.schedule.epochs * self.schedule.steps_per_epoch)
 
     def split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Micro-batches of nearly equal size: inputs, targets, and each one's share of the batch."""
+        """Micro-batches of nearly equal size: inputs, targets, and each one's share of the batch.
+
+        Over ranks the shares add up to their number, because gradients are averaged over ranks.
+        """
         size = self.recipe.training.micro_batch_size or len(batch.inputs)
         parts = math.ceil(len(batch.inputs) / size)
-        for inputs, targets in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True):
-            yield inputs, targets, len(inputs) / len(batch.inputs)
+        for inputs, targets in zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True):
+            yield inputs, targets, len(inputs) / len(batch.indices) * self.ranks.number
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, classes] and the mean loss, in the recipe's precision."""
@@ -81,9 +114,14 @@ class Trainer:
         auxiliary_loss = self.auxiliary_loss([self._loss(other, targets) for other in auxiliary], self.progress)
         return logits.float(), self._loss(logits, targets) + auxiliary_loss
 
+    def start_tally(self) -> None:
+        """Forget what was counted."""
+        self.tally = Tally.zero(self.device)
+
     def start_epoch(self) -> None:
         """Put the network into training mode, but for the layers that stay frozen in the coming epoch."""
         self.freezing.apply(self.model, self.step // self.schedule.steps_per_epoch)
+        self._run_model = self._prepare_model()  # among ranks, DDP averages what has a gradient when it is made
 
     def seed_layers(self) -> None:
         """Make what layers draw in the coming step (dropout) a function of seed and step alone."""
@@ -108,13 +146,14 @@ class Trainer:
             self.average.load_state_dict(weights)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's buffers, and the raw weights where an average is what is evaluated."""
+        """The optimizer's buffers, the epoch's totals, and the raw weights where an average is what is evaluated."""
         buffers = {
             f"optimizer.{number}.{name}": value
             for number, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
             if isinstance(value, Tensor)
         }
+        buffers |= {f"tally.{name}": value for name, value in vars(self.tally.over(self.ranks)).items()}
         if self.average is not None:
             buffers |= {f"weights.{name}": value for name, value in self.model.state_dict().items()}
         return buffers
@@ -124,17 +163,44 @@ class Trainer:
         self.step = checkpoint.step
         self.evaluated_model.load_state_dict(checkpoint.weights)
         if self.average is not None:
-            raw = {name.removeprefix("weights."): t for name, t in state.tensors.items() if name[0] == "w"}
-            self.model.load_state_dict(raw)
+            self.model.load_state_dict(_with_prefix("weights.", state.tensors))
+        if self.ranks.is_first:  # the others begin at nothing: the totals are added up over ranks
+            self.tally = Tally(**_with_prefix("tally.", state.tensors)).to(self.device)
         buffers: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                number, _, buffer = rest.partition(".")
-                buffers.setdefault(int(number), {})[buffer] = value
+        for name, value in _with_prefix("optimizer.", state.tensors).items():
+            number, _, buffer = name.partition(".")
+            buffers.setdefault(int(number), {})[buffer] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
-        if state.gradient_scale is not None:
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": state.gradient_scale})
+        if state.gradient_scaler:
+            self.scaler.load_state_dict(state.gradient_scaler)
+
+    def refuse_divergence(self, batch: Batch, gradient_norm: Tensor) -> None:
+        """Raise `Diverged` where the step from `batch` met or made a value that is no finite number.
+
+        In fp16 an infinite gradient is no divergence: the scaler leaves the step out and halves its scale. At a scale
+        below 1, though, the scale is not the reason.
+        """
+        found = {"the loss": self.tally.loss}
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            found["the gradient's norm"] = gradient_norm
+        found["the sum of the weights"] = self._sum(self.model.parameters())
+        found["the sum of the normalisation layers' statistics"] = self._sum(self.model.buffers())
+        values = torch.stack([value.double() for value in found.values()]).tolist()  # waits for the device only once
+        for what, value in zip(found, values, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(f"{what} is {value}", batch)
+
+    def _sum(self, tensors: Iterable[Tensor]) -> Tensor:
+        """The sum over tensors of floats: not finite where one of their values is not."""
+        sums = [tensor.detach().sum() for tensor in tensors if tensor.is_floating_point()]
+        return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
+
+    def _prepare_model(self) -> nn.Module:
+        """The network as it is called in training: over ranks gradients are averaged, compiled if so wished."""
+        model: nn.Module = self.model
+        if self.ranks.number > 1:
+            model = DistributedDataParallel(model, find_unused_parameters=True)
+        return torch.compile(model) if self.recipe.training.compile else model  # pyright: ignore[reportReturnType]
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(logits.float(), targets, label_smoothing=self.recipe.training.label_smoothing)
@@ -144,9 +210,13 @@ class Trainer:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
-def train_one_epoch(trainer: Trainer, batches: Iterable[Batch], epoch_losses: list[float], reporter: Reporter) -> Tally:
-    """What the epoch's batches taught; `epoch_losses` are those of the epochs before."""
-    tally = Tally()
+def train_one_epoch(
+    trainer: Trainer, batches: Iterable[Batch], epoch_losses: list[float], after_step: Callable[[int], None]
+) -> None:
+    """Learn from the epoch's remaining batches; `epoch_losses` are those of the epochs before.
+
+    `after_step` is called with the number of examples of each step, when it is complete.
+    """
     trainer.start_epoch()
     for batch in batches:  # inputs [N, C, H, W], targets [N, classes]
         trainer.seed_layers()
@@ -154,13 +224,17 @@ def train_one_epoch(trainer: Trainer, batches: Iterable[Batch], epoch_losses: li
         for inputs, targets, share in trainer.split(batch):
             logits, loss = trainer.forward(inputs, targets)
             trainer.scaler.scale(loss * share).backward()
-            tally.add(loss, logits, targets)
+            trainer.tally.add(loss, logits, targets)
         trainer.scaler.unscale_(trainer.optimizer)
-        clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
+        norm = clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
         trainer.scaler.step(trainer.optimizer)
         trainer.scaler.update()
+        trainer.refuse_divergence(batch, norm)
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.step += 1
         trainer.update_average()
-        reporter.advance(len(batch.inputs))
-    return tally
+        after_step(len(batch.indices))
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -34,12 +34,17 @@ class Reporter:
         self._bar: Progress | None = None
         self._epochs, self._images_seen, self._started_at_s = 0, 0, time.perf_counter()
 
+    @classmethod
+    def silent(cls) -> "Reporter":
+        """One that nobody hears."""
+        return cls(Console(file=io.StringIO()))
+
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False)
 
     @contextmanager
-    def watch(self, epochs: int, epochs_done: int, images_per_epoch: int) -> Generator[None]:
+    def watch(self, epochs: int, epochs_done: float, images_per_epoch: int) -> Generator[None]:
         """Show a bar over the images of all epochs while the block runs, if this is a terminal."""
         self._epochs, self._images_seen, self._started_at_s = epochs, 0, time.perf_counter()
         if not self._console.is_terminal:
@@ -56,7 +61,7 @@ class Reporter:
             transient=True,
         ) as self._bar:
             total, done = epochs * images_per_epoch, epochs_done * images_per_epoch
-            self._task = self._bar.add_task("Training", total=total, completed=done, rate=0.0)
+            self._task = self._bar.add_task("Training", total=total, completed=int(done), rate=0.0)
             yield
         self._bar = None
 

@@ -3,8 +3,10 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +45,9 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             "model.dropout": find_variant(recipe.model.name).dropout
             if recipe.model.dropout is None
             else recipe.model.dropout,
+            "training.deterministic": device.type == "cpu"
+            if recipe.training.deterministic is None
+            else recipe.training.deterministic,
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
         }
     )
@@ -70,7 +75,7 @@ def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:
     return load_weights(source, network, recipe.model.name, new_head=recipe.model.new_head)
 
 
-def describe_environment(device: torch.device, train: Examples) -> dict[str, object]:
+def describe_environment(device: torch.device, train: Examples, num_ranks: int) -> dict[str, object]:
     """What a run's bits depend on beside its recipe."""
     return {
         "command": command_line(),
@@ -79,10 +84,29 @@ def describe_environment(device: torch.device, train: Examples) -> dict[str, obj
         "processor": describe_processor(),
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "ranks": num_ranks,
         "training_images": len(train),
         "training_data_sha256": hash_examples(train),
         "git_commit": _git_commit(),
     }
+
+
+def describe_changes(
+    before: Mapping[str, object], now: Mapping[str, object], recipe_changes: Mapping[str, tuple[object, object]]
+) -> list[str]:
+    """A sentence for each thing that is not as it was when the run began, and that its bits may depend on."""
+    lines = [f"Changed: {key} was {old!r}, is {new!r}." for key, (old, new) in recipe_changes.items()]
+    old, new = _what_bits_depend_on(before), _what_bits_depend_on(now)
+    for key in [key for key in new if old.get(key) != new[key]]:
+        lines.append(f"The {key} changed from {old.get(key)} to {new[key]}; the result may differ in its last digits.")
+    return lines
+
+
+def _what_bits_depend_on(environment: Mapping[str, Any]) -> dict[str, object]:
+    """By its name for people; on the CPU, the number of threads is part of the device."""
+    facts: dict[str, object] = {key: environment.get(key) for key in ("processor", "device", "instructions", "ranks")}
+    return facts | {f"version of {name}": number for name, number in environment.get("versions", {}).items()}
 
 
 def hash_examples(examples: Examples) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from candid.checkpoint import RunFolder
 from candid.errors import CheckpointError, InputError
 from candid.recipe import Recipe
-from candid.training import run as run_module
+from candid.training import session as session_module
 from candid.training.progress import Reporter
 from candid.training.run import resume_run, train_run
 
@@ -74,17 +74,17 @@ def test_unfreezing_goes_on_where_it_stood(run: Path, pictures: Path, tmp_path: 
     changes = {"model__unfreeze_every": 1, "optimizer__head_factor": 10.0}
     recipe = fine_tuning(pictures, run, **changes).replace({"training.epochs": 4})
     straight = train_run(recipe, tmp_path / "straight", reporter=silent())
-    whole, train_one_epoch = run_module.train_one_epoch, run_module.train_one_epoch
+    whole, train_one_epoch = session_module.train_one_epoch, session_module.train_one_epoch
 
     def die_in_the_third_epoch(*arguments):
         if len(arguments[2]) == 2:
             raise KeyboardInterrupt
         return train_one_epoch(*arguments)
 
-    monkeypatch.setattr(run_module, "train_one_epoch", die_in_the_third_epoch)
+    monkeypatch.setattr(session_module, "train_one_epoch", die_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         train_run(recipe, tmp_path / "killed", reporter=silent())
-    monkeypatch.setattr(run_module, "train_one_epoch", whole)
+    monkeypatch.setattr(session_module, "train_one_epoch", whole)
     resumed = resume_run(tmp_path / "killed", reporter=silent())
     expected = straight.load("latest").weights
     assert all(torch.equal(value, expected[name]) for name, value in resumed.load("latest").weights.items())
@@ -96,12 +96,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_from_the_same_weights_o
     file = shutil.copyfile(weights_file(run), tmp_path / "start.safetensors")
     recipe = fine_tuning(pictures, file)
     straight = train_run(recipe, tmp_path / "straight", reporter=silent())
-    train_one_epoch = run_module.train_one_epoch
-    monkeypatch.setattr(run_module, "train_one_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    train_one_epoch = session_module.train_one_epoch
+    monkeypatch.setattr(session_module, "train_one_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     for name in ("killed", "other"):
         with pytest.raises(KeyboardInterrupt):
             train_run(recipe, tmp_path / name, reporter=silent())
-    monkeypatch.setattr(run_module, "train_one_epoch", train_one_epoch)
+    monkeypatch.setattr(session_module, "train_one_epoch", train_one_epoch)
     resumed = resume_run(tmp_path / "killed", reporter=silent())
     expected = straight.load().weights
     assert all(torch.equal(value, expected[name]) for name, value in resumed.load().weights.items())

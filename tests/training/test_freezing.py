@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import silent, small_recipe
+from conftest import small_recipe
 from torch import nn
 
 from candid.data.loading import Batch
@@ -12,6 +12,9 @@ from candid.training.freezing import Freezing, plan_freezing
 from candid.training.loop import Trainer, train_one_epoch
 
 CPU = torch.device("cpu")
+BATCH = Batch(
+    torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.eye(3)[[0, 1, 2, 0]], torch.arange(4)
+)
 
 
 def recipe(name: str = "resnet20-cifar", **changes: object) -> Recipe:
@@ -24,13 +27,16 @@ def frozen_parts(name: str, freeze: str) -> list[str]:
     return [".".join(part[0].split(".")[:2]) for part in parts]
 
 
+def learn(trainer: Trainer, batches: list[Batch]) -> None:
+    train_one_epoch(trainer, batches, [], after_step=lambda images: None)
+
+
 def trained(epochs: int, **changes: object) -> tuple[dict[str, torch.Tensor], Trainer]:
     """The values before, and the trainer after some epochs of two steps."""
     trainer = Trainer(recipe(**changes), 3, steps_per_epoch=2, device=CPU)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    batch = Batch(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.eye(3)[[0, 1, 2, 0]])
     for _ in range(epochs):
-        train_one_epoch(trainer, [batch, batch], [], silent())
+        learn(trainer, [BATCH, BATCH])
     return before, trainer
 
 
@@ -95,7 +101,7 @@ def test_unfrozen_parts_learn_from_their_epoch_on():
 def test_the_head_learns_at_its_own_rate():
     plain, fast = trained(0)[1], trained(0, optimizer__head_factor=10.0)[1]
     for trainer in (plain, fast):
-        train_one_epoch(trainer, [], [], silent())
+        learn(trainer, [])
     groups = {len(group["params"]): group["rate_factor"] for group in fast.optimizer.param_groups}
     assert groups[2] == 10.0
     assert {group["rate_factor"] for group in plain.optimizer.param_groups} == {1.0}
@@ -110,8 +116,7 @@ def test_ten_times_the_head_rate_is_ten_times_the_first_step():
     for factor in (1.0, 10.0):
         trainer = Trainer(recipe(optimizer__head_factor=factor, **settings), 3, steps_per_epoch=2, device=CPU)
         before = [p.detach().clone() for p in (trainer.model.head.weight, trainer.model.stem[0].weight)]
-        batch = Batch(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.eye(3)[[0, 1, 2, 0]])
-        train_one_epoch(trainer, [batch], [], silent())
+        learn(trainer, [BATCH])
         after = (trainer.model.head.weight, trainer.model.stem[0].weight)
         steps.append([new.detach() - old for new, old in zip(after, before, strict=True)])
     assert torch.allclose(steps[1][0], 10 * steps[0][0], rtol=1e-4, atol=1e-7)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import silent, small_recipe
+from conftest import small_recipe
 from torch.nn.functional import cross_entropy
 
 from candid.checkpoint import Checkpoint
@@ -34,18 +34,24 @@ def batches(sizes: tuple[int, ...] = (12, 12, 5)) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     return [
         Batch(
-            torch.randn(n, 1, 28, 28, generator=generator), torch.eye(3)[torch.randint(0, 3, (n,), generator=generator)]
+            torch.randn(n, 1, 28, 28, generator=generator),
+            torch.eye(3)[torch.randint(0, 3, (n,), generator=generator)],
+            torch.arange(n),
         )
         for n in sizes
     ]
 
 
+def learn(trainer: Trainer, batches: list[Batch]) -> None:
+    train_one_epoch(trainer, batches, [], after_step=lambda images: None)
+
+
 def trained(epochs: int = 2, **changes: object) -> tuple[Trainer, Tally]:
     trainer = Trainer(recipe(**changes), 3, steps_per_epoch=3, device=CPU)
-    tally = Tally()
     for _ in range(epochs):
-        tally = train_one_epoch(trainer, batches(), [], silent())
-    return trainer, tally
+        trainer.start_tally()
+        learn(trainer, batches())
+    return trainer, trainer.tally
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -57,7 +63,7 @@ def test_an_epoch_equals_the_loop_written_out():
     model = Trainer(recipe(), 3, 3, CPU).model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses, correct = [], 0
-    for inputs, targets in batches():
+    for inputs, targets, _ in batches():
         logits = model(inputs)
         loss = cross_entropy(logits, targets)
         losses.append(loss.item() * len(inputs))
@@ -93,7 +99,7 @@ def test_the_average_is_what_is_evaluated_and_follows_its_formula():
     averaged = Trainer(recipe(training__ema_decay=0.3), 3, 3, CPU)
     expected = weights(averaged)
     for step, batch in enumerate(batches(), start=1):
-        train_one_epoch(averaged, [batch], [], silent())
+        learn(averaged, [batch])
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weights(averaged)
     ours = torch.cat([parameter.detach().flatten() for parameter in averaged.evaluated_model.parameters()])
@@ -118,7 +124,7 @@ def test_clipping_bounds_the_step():
 
 def test_label_smoothing_is_torchs():
     trainer = Trainer(recipe(training__label_smoothing=0.1), 3, 3, CPU)
-    inputs, targets = batches()[0]
+    inputs, targets, _ = batches()[0]
     with torch.no_grad():
         logits, loss = trainer.forward(inputs, targets)
     assert float(loss) == pytest.approx(float(cross_entropy(logits, targets.argmax(1), label_smoothing=0.1)), rel=1e-6)
@@ -136,7 +142,7 @@ def test_auxiliary_losses_weigh_what_the_network_says_and_fade_over_the_run():
     steps = 3 * trainer.recipe.training.epochs
     for step, weight in [(0, 0.1), (steps // 2, 0.05), (steps, 0.0)]:  # dsn: 0.1 * (1 - t / N)
         trainer.step = step
-        _, loss = trainer.forward(*batch)
+        _, loss = trainer.forward(*batch[:2])
         assert loss.item() == pytest.approx(main + weight * sum(auxiliary), rel=1e-5)
 
 
@@ -144,7 +150,7 @@ def test_auxiliary_losses_count_from_the_margin_on_and_teach_only_then():
     trainer, batch, (main, *auxiliary) = deeply_supervised()
     margin = sorted(auxiliary)[1]  # of three
     trainer.auxiliary_loss = AuxiliaryLoss(0.3, margin)
-    _, loss = trainer.forward(*batch)
+    _, loss = trainer.forward(*batch[:2])
     loss.backward()
     assert loss.item() == pytest.approx(main + 0.3 * (max(auxiliary) - margin), rel=1e-5)
     learned = [bool(companion.head.weight.grad.any()) for companion in trainer.model.auxiliary]
@@ -156,7 +162,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights():
     trainer, tally = trained(model__name="resnet20-cifar", training__precision="bf16")
     seen: list[torch.dtype] = []
     trainer.model.stages[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    trainer.forward(*batches()[0])
+    trainer.forward(*batches()[0][:2])
     assert seen == [torch.bfloat16]
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert torch.isfinite(tally.loss)
@@ -184,7 +190,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(optimizer: str, ema_decay: float
     state = TrainingState(copy.deepcopy(first.state_tensors()))
     resumed = Trainer(recipe(**changes), 3, 3, CPU)
     resumed.restore(saved, state)
-    train_one_epoch(resumed, batches(), [], silent())
+    learn(resumed, batches())
     assert torch.equal(weights(straight), weights(resumed))
     for a, b in zip(
         straight.evaluated_model.state_dict().values(), resumed.evaluated_model.state_dict().values(), strict=True

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 import candid
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
+from candid.data.loading import open_training_data
 from candid.errors import CandidError, CheckpointError, DataError, InputError
 from candid.evaluation import Evaluation
+from candid.randomness import shuffled
 from candid.recipe import Recipe
-from candid.training import run as run_module
+from candid.training import session as session_module
 from candid.training.progress import Reporter
 from candid.training.run import resume_run, train_run
 from candid.training.setup import resolve_recipe
@@ -83,21 +85,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ):
     recipe = small_recipe(pictures, augmentation__crop_padding=2, **changes)
     straight = train_run(recipe, tmp_path / "straight", reporter=silent()).path
-    train_one_epoch = run_module.train_one_epoch
+    train_one_epoch = session_module.train_one_epoch
 
-    def die_in_the_third_epoch(trainer, batches, losses, reporter):
+    def die_in_the_third_epoch(trainer, batches, losses, after_step):
         if len(losses) == 2:
             next(iter(batches))
             raise Killed
-        return train_one_epoch(trainer, batches, losses, reporter)
+        train_one_epoch(trainer, batches, losses, after_step)
 
-    monkeypatch.setattr(run_module, "train_one_epoch", die_in_the_third_epoch)
+    monkeypatch.setattr(session_module, "train_one_epoch", die_in_the_third_epoch)
     with pytest.raises(Killed):
         train_run(recipe, tmp_path / "killed", reporter=silent())
-    monkeypatch.setattr(run_module, "train_one_epoch", train_one_epoch)
+    monkeypatch.setattr(session_module, "train_one_epoch", train_one_epoch)
     heard = io.StringIO()
     resumed = resume_run(tmp_path / "killed", reporter=Reporter(Console(file=heard, width=200))).path
-    assert "Resumed after epoch 2 (step 8)." in heard.getvalue().splitlines()
+    assert "Resumed at step 8, after 2 of 4 epochs." in heard.getvalue().splitlines()
     assert table(resumed) == table(straight)
     assert same_tensors(resumed, straight)
     for name in ("best.json", "latest.json"):
@@ -109,13 +111,13 @@ def test_a_finished_run_is_not_resumed(run: Path):
         resume_run(run, reporter=silent())
     assert str(caught.value) == (
         f"{run} is finished; there is nothing to resume. "
-        f"Use another --out to train again; `candid report {run}` shows it."
+        f"Use another --out to train again, or more --epochs than 4; `candid report {run}` shows it."
     )
 
 
 def test_a_run_is_not_resumed_on_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = make_pictures(tmp_path / "pictures")
-    monkeypatch.setattr(run_module, "finish_run", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(session_module, "finish_run", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train_run(small_recipe(folder, training__epochs=1), tmp_path / "run", reporter=silent())
     file = open_data_set(str(folder)).openers["train"]().files[0]
@@ -132,9 +134,13 @@ def test_divergence_stops_the_run_and_saves_nothing_of_it(pictures: Path, tmp_pa
     recipe = small_recipe(pictures, optimizer__name="sgd", optimizer__rate=1e30, schedule__name="constant")
     with pytest.raises(CandidError) as caught:
         train_run(recipe, tmp_path / "run", reporter=silent())
+    data_set = open_data_set(str(pictures))
+    files = open_training_data(data_set, resolve_recipe(recipe, data_set, torch.device("cpu"))).train.files
+    order = shuffled(len(files), 0, "order", 0).tolist()[16:32]  # the second batch: the first step broke the weights
     assert str(caught.value) == (
-        "Training diverged in epoch 1: the loss is nan. Nothing of this epoch was saved. "
-        "Lower optimizer.rate (now 1e+30), or set schedule.warmup."
+        "Training diverged at step 2 (epoch 1, rate 1e+30): the loss is nan. "
+        f"The batch: {', '.join(files[index] for index in order[:3])} and 13 more. Nothing of this step was saved. "
+        "Lower optimizer.rate (now 1e+30), or set schedule.warmup or training.clip_norm."
     )
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     with pytest.raises(CheckpointError):
@@ -148,8 +154,8 @@ def test_the_test_split_is_not_opened_before_the_end(pictures: Path, tmp_path: P
     for path in (folder / "test").rglob("*.png"):
         path.write_text("not readable, and nobody should notice before training is over")
     finished = []
-    finish_run = run_module.finish_run
-    monkeypatch.setattr(run_module, "finish_run", lambda *arguments: finished.append(1) or finish_run(*arguments))
+    finish_run = session_module.finish_run
+    monkeypatch.setattr(session_module, "finish_run", lambda *arguments: finished.append(1) or finish_run(*arguments))
     with pytest.raises(CandidError, match="12 pictures cannot be used"):
         train_run(small_recipe(folder, training__epochs=2), tmp_path / "run", reporter=silent())
     assert finished == [1]

@@ -1,0 +1,221 @@
+"""The epochs of a run: train, validate, save; stop at any step and go on from there."""
+
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+from candid.checkpoint import Checkpoint, RunFolder, TrainingState
+from candid.data.examples import DataSet
+from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData
+from candid.device import describe_device, peak_memory_mib
+from candid.durable import write_file
+from candid.errors import CandidError, DataError
+from candid.evaluation import Evaluation, evaluate_model, join_evaluations
+from candid.recipe import Recipe
+from candid.training.loop import Diverged, Trainer, train_one_epoch
+from candid.training.progress import Reporter, table_text
+from candid.training.ranks import Ranks
+from candid.training.result import finish_run
+from candid.training.saving import Saver
+from candid.training.stopping import Stop, Stopped, stop_for
+from candid.weights import Loaded
+
+
+class Session:
+    """What `train` and `resume` share: the state between epochs and what happens to it."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        data_set: DataSet,
+        data: TrainingData,
+        device: torch.device,
+        reporter: Reporter,
+        ranks: Ranks,
+        stop: Stop,
+    ) -> None:
+        """Build the network; nothing is read or written yet."""
+        self.run, self.recipe, self.data_set, self.data = run, recipe, data_set, data
+        self.device, self.reporter, self.ranks, self.stop = device, reporter, ranks, stop
+        torch.use_deterministic_algorithms(bool(recipe.training.deterministic))
+        deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # takes time
+        num_classes = len(data_set.class_names)
+        self.batches = TrainingBatches(data, recipe, num_classes, device)
+        self.trainer = Trainer(recipe, num_classes, self.batches.steps_per_epoch, device, ranks)
+        self.saver = Saver(run)
+        self.history: list[dict[str, Any]] = []
+        self._epoch_began_at_s = self._saved_at_s = time.perf_counter()
+        self._saved_step = -1
+        self._announce()
+
+    def begin(self, start: Loaded | None) -> None:
+        """Begin from weights, and say what they are; from random ones where there are none."""
+        if start is not None:
+            self.trainer.begin(start.state)
+            self.reporter.say(start.report.text())
+
+    def restore(self, checkpoint: Checkpoint, state: TrainingState) -> None:
+        """Go to where a checkpoint stands, perhaps in the middle of an epoch."""
+        self.trainer.restore(checkpoint, state)
+        self.history, self._saved_step = state.history, checkpoint.step
+        self._epoch_began_at_s = time.perf_counter() - state.epoch_seconds
+        if self.ranks.is_first:  # a process killed after its last save had not come to write the table
+            write_file(self.run.path / "results.csv", table_text(state.history))
+
+    def train(self) -> None:
+        """The remaining epochs.
+
+        Raises:
+            Stopped: if a signal or the end of the time asked for it; what was done is saved.
+            DataError: if a picture or a worker failed; what was done is saved.
+            CandidError: if training diverged or a checkpoint could not be written.
+        """
+        epochs, done = self.recipe.training.epochs, self.trainer.step / self.batches.steps_per_epoch
+        try:
+            with self.reporter.watch(epochs, done, self.batches.num_examples):
+                while len(self.history) < epochs:
+                    self._train_epoch()
+        except (Stopped, DataError) as error:
+            traceback.clear_frames(error.__traceback__)  # ends what was half read, and the workers that read it
+            if self._saved_step != self.trainer.step:
+                self._save()
+            raise error.__class__(*self._explain_stop(error)) from None
+        finally:
+            self.saver.wait()
+
+    def finish(self) -> None:
+        """Look at the test split once and write the result; stopped here, a run is finished when it is resumed."""
+        if self.ranks.is_first:
+            self.reporter.say(finish_run(self.run, self.data_set, self.data.validation, self.device, self.history))
+
+    def _train_epoch(self) -> None:
+        epoch, losses = len(self.history), [row["train_loss"] for row in self.history]
+        first = self.trainer.step - epoch * self.batches.steps_per_epoch
+        batches = self.batches.epoch(epoch, first, self.ranks.rank, self.ranks.number)
+        try:
+            train_one_epoch(self.trainer, batches, losses, self._after_step)
+        except Diverged as error:
+            raise CandidError(self._explain_divergence(error)) from None
+        seconds, tally = time.perf_counter() - self._epoch_began_at_s, self.trainer.tally.over(self.ranks)
+        validation, images = self._validate(), int(tally.images)
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": self.trainer.step,
+            "images": images,
+            "learning_rate": self.trainer.schedule.rate(self.trainer.step - 1, losses),
+            "train_loss": float(tally.loss) / images,
+            "train_accuracy": int(tally.correct) / images,
+            "validation_loss": None if validation is None else validation.loss,
+            "validation_accuracy": None if validation is None else validation.accuracy,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 1),
+            "peak_memory_mib": round(peak_memory_mib(self.device), 1),
+        }
+        self._end_epoch(row)
+
+    def _after_step(self, images: int) -> None:
+        """Between two steps: the place to stop, and to save within an epoch."""
+        self.reporter.advance(images)
+        self.saver.check()
+        reason, is_due = self.ranks.agree(self.stop.reason(self.trainer.step), self._save_is_due())
+        stop_for(reason)
+        if is_due:
+            self._save()
+
+    def _save_is_due(self) -> bool:
+        limits, step = self.recipe.limits, self.trainer.step
+        if step % self.batches.steps_per_epoch == 0:  # the end of an epoch is saved after its validation
+            return False
+        waited_s = time.perf_counter() - self._saved_at_s
+        by_steps = limits.steps_between_saves and step % limits.steps_between_saves == 0
+        return bool(by_steps) or waited_s >= limits.seconds_between_saves
+
+    def _validate(self) -> Evaluation | None:
+        examples = self.data.validation
+        if examples is None:
+            return None
+        parts = torch.arange(len(examples)).tensor_split(self.ranks.number)
+        mine = examples if self.ranks.number == 1 else examples.select(parts[self.ranks.rank])
+        batches = EvaluationBatches(mine, self.data.preprocessing, self.device)
+        model, names = self.trainer.evaluated_model, self.data_set.class_names
+        if self.ranks.number == 1:
+            return evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
+        return join_evaluations(self.ranks.gather(evaluate_model(model, batches, names, "validation")))
+
+    def _end_epoch(self, row: dict[str, Any]) -> None:
+        is_best = _score(row) > max(map(_score, self.history), default=-math.inf)
+        self.history.append(row)
+        self.trainer.start_tally()
+        self._epoch_began_at_s = time.perf_counter()
+        self._save(row["validation_accuracy"], is_best=is_best)
+        self.reporter.epoch_line(row)
+
+    def _save(self, accuracy: float | None = None, *, is_best: bool = False) -> None:
+        tensors = self.trainer.state_tensors()
+        self._saved_step, self._saved_at_s = self.trainer.step, time.perf_counter()
+        if not self.ranks.is_first:
+            return
+        checkpoint = Checkpoint(
+            weights=self.trainer.evaluated_model.state_dict(),
+            recipe=self.recipe,
+            class_names=self.data_set.class_names,
+            preprocessing=self.data.preprocessing,
+            step=self.trainer.step,
+            epoch=len(self.history),
+            validation_accuracy=accuracy,
+        )
+        epoch_seconds = self._saved_at_s - self._epoch_began_at_s
+        state = TrainingState(tensors, self.history, self.trainer.scaler.state_dict(), epoch_seconds)
+        self.saver.save(checkpoint, state, is_best=is_best)
+
+    def _explain_stop(self, error: Stopped | DataError) -> tuple[Any, ...]:
+        where = f"step {self.trainer.step} of {self.recipe.training.epochs * self.batches.steps_per_epoch} is saved"
+        advice = f"go on with `candid train --resume --out {self.run.path}`."
+        if isinstance(error, Stopped):
+            return f"{error}: {where}; {advice}", error.exit_code
+        return (f"{error}\nEverything up to {where}; when that is mended, {advice}",)
+
+    def _explain_divergence(self, error: Diverged) -> str:
+        files = [self.data.train.files[index] for index in error.batch.indices.tolist()]
+        rate = self.trainer.optimizer.param_groups[0]["lr"]
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return (
+            f"Training diverged at step {self.trainer.step + 1} (epoch {len(self.history) + 1}, rate {rate:g}): "
+            f"{error}. The batch: {', '.join(files[:3])}{more}. Nothing of this step was saved. "
+            f"Lower optimizer.rate (now {self.recipe.optimizer.rate:g}), or set schedule.warmup or training.clip_norm."
+        )
+
+    def _announce(self) -> None:
+        """Say what is about to be trained, on what, and where."""
+        parameters = sum(parameter.numel() for parameter in self.trainer.model.parameters())
+        validation = 0 if self.data.validation is None else len(self.data.validation)
+        self.reporter.say(
+            f"{self.recipe.model.name} ({parameters:,} parameters) on {self.recipe.data.name}: "
+            f"{len(self.data.train):,} pictures to train, {validation:,} to validate, "
+            f"{len(self.data_set.class_names)} classes, {self.recipe.data.image_size} px"
+        )
+        self.reporter.say(
+            f"{describe_device(self.device)}, {self.recipe.training.precision}, "
+            f"{self.recipe.training.memory_format}; run folder {self.run.path}"
+        )
+        if self.ranks.number > 1:
+            share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
+            self.reporter.say(
+                f"{self.ranks.number} ranks, each with up to {share} examples of every batch; "
+                f"batch normalisation takes its statistics {self._statistics_scope()}"
+            )
+
+    def _statistics_scope(self) -> str:
+        return "over all ranks" if self.recipe.training.sync_batch_norm else "per rank"
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    """What the best epoch is chosen by: the validation accuracy, which says nothing where the loss is no number."""
+    loss = row["validation_loss"]
+    return row["validation_accuracy"] if loss is not None and math.isfinite(loss) else -math.inf

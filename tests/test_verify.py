@@ -1,0 +1,161 @@
+"""candid verify, candid compare, and what `--resume` refuses: whole texts and exit codes of the real commands."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import small_recipe
+from processes import outcome, start, train_or_resume
+
+from candid.checkpoint import RunFolder
+from candid.cli import main
+from candid.training.progress import Reporter
+from candid.training.run import resume_run, train_run
+from candid.training.stopping import Stopped
+
+
+def candid(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0), *capsys.readouterr()
+
+
+@pytest.fixture
+def stopped(pictures: Path, tmp_path: Path) -> Path:
+    """A run that stands at step 5 of 16."""
+    with pytest.raises(Stopped):
+        train_run(small_recipe(pictures), tmp_path / "stopped", last_step=5, reporter=Reporter.silent())
+    return tmp_path / "stopped"
+
+
+def test_verify_names_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]):
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    code, said, _ = candid(capsys, "verify", run)
+    assert code == 0
+    assert said.splitlines() == [f"{name}: every file is as it was saved" for name in names]
+
+
+def test_verify_finds_a_changed_byte(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy = RunFolder(shutil.copytree(run, tmp_path / "copy"))
+    newest = sorted(copy.checkpoints.iterdir())[-1]
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[1000] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    code, said, complaint = candid(capsys, "verify", copy.path)
+    assert code == 4
+    assert said.splitlines()[-1] == (
+        f"{newest.name}: {newest / 'model.safetensors'} is not what was saved (its SHA-256 differs). "
+        "Use a good copy of the run, or train it again."
+    )
+    assert complaint == "Not every checkpoint is whole; `--resume` goes on from the newest that is.\n"
+
+
+def test_verify_tries_to_resume_and_leaves_the_run_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, said, _ = candid(capsys, "verify", run, "--resume-test", "--device", "cpu")
+    assert code == 0
+    assert said.splitlines()[-1] == "8 steps straight and 4 + 4 interrupted give the same bits."
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_compared_with_its_repetition_is_equal(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_run(small_recipe(pictures), tmp_path / "again", reporter=Reporter.silent())
+    number = len(list((run / "checkpoints").iterdir()))
+    assert candid(capsys, "compare", run, tmp_path / "again") == (
+        0,
+        f"Checkpoints that both kept, equal in every bit: {number} of {number}.\nThe runs are equal.\n",
+        "",
+    )
+
+
+def test_a_run_compared_with_another_says_from_where_they_differ(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = train_run(small_recipe(pictures, seed=1), tmp_path / "other", reporter=Reporter.silent())
+    both = sorted({p.name for p in (run / "checkpoints").iterdir()} & {p.name for p in other.checkpoints.iterdir()})
+    assert candid(capsys, "compare", run, other.path) == (
+        1,
+        f"seed: 0 in {run}, 1 in {other.path}\n"
+        f"Checkpoints that both kept, equal in every bit: 0 of {len(both)}.\n"
+        f"The runs differ: results.csv from epoch 1 on, checkpoints from {both[0]} on.\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["verify"], ["compare"]])
+def test_a_run_that_is_not_there_is_named_with_the_nearest(
+    arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+):
+    wrong = run.with_name("shape")
+    others = [run] if arguments == ["compare"] else []
+    code, _, complaint = candid(capsys, *arguments, wrong, *others)
+    assert (code, complaint) == (2, f"{wrong} does not exist; expected a run folder. Did you mean shapes?\n")
+
+
+def test_another_recipe_is_refused_with_the_list_of_differences(stopped: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, complaint = candid(capsys, "train", "--resume", "--out", stopped, "--seed", "3", "--precision", "bf16")
+    assert code == 2
+    assert complaint == (
+        f"{stopped} has another recipe; a run goes on by its own. Leave these out, or name them with --set "
+        "(data, model and seed cannot change; use another --out for those):\n"
+        "  seed: 0 in the run, 3 now\n"
+        "  training.precision: 'fp32' in the run, 'bf16' now\n"
+    )
+    assert RunFolder.open(stopped).recipe.seed == 0
+
+
+def test_a_change_that_is_named_is_made_and_said(stopped: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, said = candid(capsys, "train", "--resume", "--out", stopped, "--set", "optimizer.rate=0.001")
+    assert code == 0
+    assert "Changed: optimizer.rate was 0.003, is 0.001.\n" in said
+    assert "Resumed at step 5, after 1 of 4 epochs.\n" in said
+    assert RunFolder.open(stopped).recipe.optimizer.rate == 0.001
+    resumes = [json.loads(line) for line in (stopped / "resumes.jsonl").read_text().splitlines()]
+    assert [resume["ranks"] for resume in resumes] == [1]
+
+
+def test_a_model_cannot_change_even_if_named(stopped: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, complaint = candid(capsys, "train", "--resume", "--out", stopped, "--set", "model.name=lenet-bn")
+    assert code == 2
+    assert "  model.name: 'lenet-relu' in the run, 'lenet-bn' now\n" in complaint
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The rate of a one-cycle schedule depends on the number of epochs, so only a constant one gives the same bits."""
+    constant = {"schedule__name": "constant", "schedule__warmup": 0.0}
+    short = train_run(small_recipe(pictures, **constant), tmp_path / "short", reporter=Reporter.silent()).path
+    long = train_run(
+        small_recipe(pictures, training__epochs=6, **constant), tmp_path / "long", reporter=Reporter.silent()
+    ).path
+    code, _, _ = candid(capsys, "train", "--resume", "--out", short, "--epochs", 6)
+    assert code == 0
+    assert candid(capsys, "compare", short, long)[0] == 0
+
+
+def test_fewer_epochs_than_are_done_are_refused(stopped: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(start(train_or_resume, RunFolder.open(stopped).recipe, stopped)) == 0
+    code, _, complaint = candid(capsys, "train", "--resume", "--out", stopped, "--epochs", 2)
+    assert code == 2
+    assert complaint == (
+        f"{stopped} is finished; there is nothing to resume. "
+        f"Use another --out to train again, or more --epochs than 4; `candid report {stopped}` shows it.\n"
+    )
+
+
+def test_a_line_torn_by_a_kill_breaks_neither_the_report_nor_a_resume(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("resumes.jsonl", "test_looks.jsonl"):
+        with (stopped / name).open("a") as file:
+            file.write('{"time": "2026-01-01T00:0')
+    resume_run(stopped, reporter=Reporter.silent())
+    assert candid(capsys, "report", stopped)[0] == 0
+    assert "2026-01-01T00:0" not in (stopped / "report.html").read_text()
+    looks = (stopped / "test_looks.jsonl").read_text().splitlines()
+    assert json.loads(looks[-1])["accuracy"] is not None
