@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import small_recipe
@@ -10,6 +11,7 @@ from processes import outcome, start, train_or_resume
 
 from candid.checkpoint import RunFolder
 from candid.cli import main
+from candid.training.loop import Trainer
 from candid.training.progress import Reporter
 from candid.training.run import resume_run, train_run
 from candid.training.stopping import Stopped
@@ -159,3 +161,78 @@ def test_a_line_torn_by_a_kill_breaks_neither_the_report_nor_a_resume(
     assert "2026-01-01T00:0" not in (stopped / "report.html").read_text()
     looks = (stopped / "test_looks.jsonl").read_text().splitlines()
     assert json.loads(looks[-1])["accuracy"] is not None
+
+
+def test_a_checkpoint_that_a_pointer_names_and_that_is_gone_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = RunFolder(shutil.copytree(run, tmp_path / "copy"))
+    best = json.loads((copy.path / "best.json").read_text())["checkpoint"]
+    shutil.rmtree(copy.checkpoints / best)
+    code, said, _ = candid(capsys, "verify", copy.path)
+    assert code == 4
+    assert (
+        f"best.json: {copy.path / 'best.json'} names {best}, which is missing. "
+        "Use a good copy of the run, or train it again."
+    ) in said.splitlines()
+
+
+def test_verify_says_that_nothing_is_whole_or_nothing_is_there(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = RunFolder(shutil.copytree(run, tmp_path / "copy"))
+    for path in copy.checkpoints.glob("*/state.json"):
+        path.unlink()
+    code, said, complaint = candid(capsys, "verify", copy.path)
+    assert (code, complaint) == (4, "No checkpoint is whole. Use a good copy of the run, or train it again.\n")
+    assert said.splitlines()[0].endswith("state.json is missing. Use a good copy of the run, or train it again.")
+    shutil.rmtree(copy.checkpoints)
+    for name in ("best.json", "latest.json"):
+        (copy.path / name).unlink()
+    text = f"{copy.path} has no checkpoint yet. Run `candid train --resume --out {copy.path}`.\n"
+    assert candid(capsys, "verify", copy.path) == (4, "", text)
+
+
+def test_a_damaged_checkpoint_is_not_called_equal(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy = RunFolder(shutil.copytree(run, tmp_path / "copy"))
+    place = sorted(copy.checkpoints.glob("*/optimizer.safetensors"))[0]
+    place.write_bytes(place.read_bytes()[:-1] + b"x")
+    assert candid(capsys, "compare", run, copy.path) == (
+        4,
+        "",
+        f"{place} is not what was saved (its SHA-256 differs). Use a good copy of the run, or train it again.\n",
+    )
+
+
+def test_runs_without_anything_to_compare_are_not_called_equal(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one, other = (RunFolder.create(tmp_path / name, RunFolder(run).recipe, {}).path for name in ("one", "other"))
+    assert candid(capsys, "compare", one, other) == (
+        4,
+        "",
+        f"{one} and {other} have nothing to compare: no finished epoch, and no checkpoint that both kept. "
+        "Train them on.\n",
+    )
+
+
+def test_a_training_that_does_not_resume_exactly_is_found_out(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    # --resume-test needs more epochs and more time than this run has.
+    few = {"training__epochs": 1, "training__batch_size": 40, "limits__max_time": "0.001s"}
+    with pytest.raises(Stopped):
+        train_run(small_recipe(pictures, **few), tmp_path / "run", reporter=Reporter.silent())
+    assert candid(capsys, "verify", tmp_path / "run", "--resume-test", "--device", "cpu")[0] == 0
+    restore = Trainer.restore
+
+    def forget_momentum(trainer: Trainer, *arguments: Any) -> None:
+        restore(trainer, *arguments)
+        trainer.optimizer.state.clear()
+
+    monkeypatch.setattr(Trainer, "restore", forget_momentum)
+    assert candid(capsys, "verify", tmp_path / "run", "--resume-test", "--device", "cpu")[::2] == (
+        4,
+        f"After 8 steps, the recipe of {tmp_path / 'run'} gives other weights where it is interrupted half-way than "
+        "where it is not; expected the same bits. Set training.deterministic=true.\n",
+    )

@@ -9,10 +9,11 @@ import torch
 from conftest import silent, small_recipe
 from test_loop import CPU, batches, recipe, weights
 
-from candid.checkpoint import RunFolder
+from candid.checkpoint import Checkpoint, RunFolder, TrainingState
 from candid.comparison import compare_runs
 from candid.data.catalog import open_data_set
 from candid.data.loading import open_training_data
+from candid.data.preprocessing import Preprocessing
 from candid.errors import CandidError
 from candid.randomness import shuffled
 from candid.recipe import Recipe
@@ -111,7 +112,7 @@ def explanation(settings: Recipe, step: int, what: str) -> str:
         (into_statistic, INF, "the sum of the normalisation layers' statistics is inf"),
     ],
 )
-def test_a_value_that_is_not_finite_stops_the_run_in_its_step(
+def test_the_run_stops_within_the_step_and_saves_nothing_of_it(
     inject: Callable[[Trainer, int, float], None],
     value: float,
     what: str,
@@ -212,6 +213,22 @@ def test_in_fp16_gradients_that_no_scale_makes_finite_are_a_divergence():
     assert str(caught.value) == "the gradient's norm is nan"
     assert trainer.step == 16  # each halved the scale of 2**16; with the next it was below 1
     assert weights(trainer).isfinite().all()
+
+
+def test_the_scaler_of_fp16_goes_on_where_it_was():
+    """It doubles its scale after so many good steps: how many there were is part of what is saved."""
+    straight, first, resumed = (fp16_trainer(lambda step: INF if step == 1 else 1.0) for _ in range(3))
+    for trainer in (straight, first):
+        trainer.scaler.set_growth_interval(4)
+    train(straight, 8)
+    train(first, 4)
+    preprocessing = Preprocessing(image_size=28, channels=1, fit="crop", mean=(0.0,), std=(1.0,))
+    saved = Checkpoint(first.model.state_dict(), first.recipe, ("a", "b", "c"), preprocessing, 4, 0, None)
+    resumed.restore(saved, TrainingState(first.state_tensors(), [], first.scaler.state_dict()))
+    train_one_epoch(resumed, batches((4,) * 8)[4:], [], after_step=lambda images: None)
+    assert straight.scaler.get_scale() == 2**16  # halved in the second step, doubled after the sixth
+    assert resumed.scaler.state_dict() == straight.scaler.state_dict()
+    assert torch.equal(weights(resumed), weights(straight))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
