@@ -1,6 +1,15 @@
-"""What three or more families are made of: the mobile nets, for now."""
+"""What three or more families are made of."""
 
 from torch import nn
+
+
+class AnySize:
+    """A config of networks whose convolutions and poolings are all padded, so that a single pixel survives them."""
+
+    @property
+    def smallest_image_size(self) -> int:
+        """Side in px."""
+        return 1
 
 
 def conv_norm(
@@ -16,3 +25,10 @@ def conv_norm(
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
     norm = nn.BatchNorm2d(out_channels)
     return [conv, norm] if activation is None else [conv, norm, activation(inplace=True)]
+
+
+def draw_he_fan_out(network: nn.Module) -> None:
+    """Draws the weights of all convolutions as He et al. 2015 (arXiv:1502.01852, equation 14): fan out, for ReLU."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import Tensor, cat, nn
 
+from candid.models.blocks import draw_he_fan_out
+
 
 @dataclass(frozen=True)
 class DenseNetConfig:
@@ -118,9 +120,7 @@ class DenseNet(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.head.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_he_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.blocks[0](self.stem(x))  # [N, C, H / 4, W / 4]; with the small stem H, W

@@ -18,7 +18,7 @@ from typing import Literal
 
 from torch import Tensor, cat, nn
 
-from candid.models.blocks import conv_norm
+from candid.models.blocks import AnySize, conv_norm, draw_he_fan_out
 from candid.models.mobilenetv2 import make_divisible
 
 BOTTLENECKS = (  # Table 1: kernel of depthwise convolutions in px, #exp, #out, SE, stride
@@ -42,18 +42,13 @@ BOTTLENECKS = (  # Table 1: kernel of depthwise convolutions in px, #exp, #out, 
 
 
 @dataclass(frozen=True)
-class GhostNetConfig:
+class GhostNetConfig(AnySize):
     """One row of `VARIANTS`."""
 
     width: float = 1.0  # alpha, the width multiplier
     stem: Literal["imagenet", "small"] = "imagenet"
     image_size: int = 224  # px
     dropout: float = 0.2  # before the head
-
-    @property
-    def smallest_image_size(self) -> int:
-        """Side in px; every convolution is padded, so a single pixel survives them all."""
-        return 1
 
 
 class GhostModule(nn.Module):
@@ -128,9 +123,7 @@ class GhostNet(nn.Module):
         self.hidden = nn.Conv2d(width, 1280, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(1280, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_he_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.stem(x)  # [N, 16 * width, H / 2, W / 2]; with the small stem H, W

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from candid.models.blocks import conv_norm
+from candid.models.blocks import AnySize, conv_norm
 
 STAGES = (  # Table 2: expansion t, channels c, blocks n, stride s of the first of them
     (1, 16, 1, 1),
@@ -33,18 +33,13 @@ STAGES = (  # Table 2: expansion t, channels c, blocks n, stride s of the first 
 
 
 @dataclass(frozen=True)
-class MobileNetV2Config:
+class MobileNetV2Config(AnySize):
     """One row of `VARIANTS`."""
 
     width: float = 1.0  # alpha, the width multiplier
     stem: Literal["imagenet", "small"] = "imagenet"
     image_size: int = 224  # px
     dropout: float = 0.2  # before the head
-
-    @property
-    def smallest_image_size(self) -> int:
-        """Side in px; every convolution is padded, so a single pixel survives them all."""
-        return 1
 
 
 def make_divisible(channels: float, divisor: int) -> int:

@@ -12,16 +12,18 @@ Checked against timm's blocks and a functional form of the authors' code in test
 Shapes: N images, C channels, H W pixels, D channels out, E inner channels of a bottleneck, s stride.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
+from candid.models.blocks import AnySize, draw_he_fan_out
 from candid.models.resnet import PaddingShortcut
 
 
 @dataclass(frozen=True)
-class PreActResNetConfig:
+class PreActResNetConfig(AnySize):
     """One row of `VARIANTS`."""
 
     blocks_per_stage: tuple[int, ...] = (18, 18, 18)
@@ -32,11 +34,6 @@ class PreActResNetConfig:
     activates_ends: bool = True  # BN and ReLU before the first block splits, and before the average
     image_size: int = 32  # px
 
-    @property
-    def smallest_image_size(self) -> int:
-        """Side in px; every convolution is padded, so a single pixel survives them all."""
-        return 1
-
 
 @dataclass(frozen=True)
 class WideResNetConfig(PreActResNetConfig):
@@ -45,7 +42,7 @@ class WideResNetConfig(PreActResNetConfig):
     dropout: float = 0.0
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """A shortcut plus a residual branch that begins with BN and ReLU and ends with a convolution."""
 
     expansion: int  # D of the block for each channel of the stage's width
@@ -62,9 +59,9 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
         self.activates_shortcut = not isinstance(self.shortcut, nn.Identity)
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
         """The residual branch behind the first activation: [N, C, H, W] to [N, D, H / s, W / s]."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         activated = self.relu(self.norm1(x))
@@ -129,9 +126,7 @@ class PreActResNet(nn.Module):
         self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if config.activates_ends else nn.Identity()
         self.head = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.head.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_he_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.stages(self.stem(x))  # [N, D, H / 4, W / 4]; `preact-resnet18-cifar` H / 8, W / 8

@@ -12,6 +12,7 @@ weight decay still move it. Checked against torchvision, timm and functional for
 Shapes: N images, C channels, H W pixels, D channels out, E inner channels of a bottleneck, s stride.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
+from candid.models.blocks import AnySize, draw_he_fan_out
+
 Dilations = tuple[int, int]  # of a block's 3x3 convolutions: the one that has the stride, and any behind it
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(AnySize):
     """One row of `VARIANTS`; the last three fields are options that no paper of these networks uses."""
 
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
@@ -39,11 +42,6 @@ class ResNetConfig:
     zero_init_last_norm: bool = False  # every block begins as its shortcut (Goyal et al. 2017, arXiv:1706.02677)
     dilated_stages: tuple[int, ...] = ()  # stages, counted from 0, that dilate instead of striding
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d  # makes the layer for so many channels
-
-    @property
-    def smallest_image_size(self) -> int:
-        """Side in px; every convolution and pooling is padded, so a single pixel survives them all."""
-        return 1
 
 
 class PaddingShortcut(nn.Module):
@@ -71,7 +69,7 @@ def make_shortcut(config: ResNetConfig, in_channels: int, out_channels: int, str
     return nn.Sequential(projection, config.norm(out_channels))
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """A shortcut and a residual branch, which training leaves out with the probability 1 - `survival`."""
 
     expansion: int  # D of the block for each channel of the stage's width
@@ -80,9 +78,9 @@ class Block(nn.Module):
     relu: nn.ReLU
     survival = 1.0  # p_l in stochastic depth
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
         """The residual branch: [N, C, H, W] to [N, D, H / s, W / s]."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         if self.training and self.survival < 1 and torch.rand((), device="cpu") >= self.survival:
@@ -161,9 +159,7 @@ class ResNet(nn.Module):
                 channels, stride, before = width * block.expansion, 1, dilation
             self.stages.append(stage)
         self.head = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_he_fan_out(self)
         blocks = [module for module in self.modules() if isinstance(module, Block)]
         for number, one in enumerate(blocks, start=1):
             one.survival = 1 - number / len(blocks) * (1 - config.last_survival)

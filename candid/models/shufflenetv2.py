@@ -16,24 +16,19 @@ from typing import Literal
 
 from torch import Tensor, nn, stack
 
-from candid.models.blocks import conv_norm
+from candid.models.blocks import AnySize, conv_norm
 
 UNITS_PER_STAGE = (4, 8, 4)  # Table 5, stages 2 to 4: one of stride 2, the others of stride 1
 
 
 @dataclass(frozen=True)
-class ShuffleNetV2Config:
+class ShuffleNetV2Config(AnySize):
     """One row of `VARIANTS`."""
 
     stage_channels: tuple[int, ...] = (116, 232, 464)
     last_channels: int = 1024
     stem: Literal["imagenet", "small"] = "imagenet"
     image_size: int = 224  # px
-
-    @property
-    def smallest_image_size(self) -> int:
-        """Side in px; every convolution and pooling is padded, so a single pixel survives them all."""
-        return 1
 
 
 class ShuffleUnit(nn.Module):

@@ -107,6 +107,11 @@ class Summary:
     """
 
     @property
+    def parameter_bytes(self) -> int:
+        """Of all parameters in fp32."""
+        return BYTES_PER_VALUE * self.parameters
+
+    @property
     def multiply_adds(self) -> int:
         """Of one image."""
         return sum(layer.multiply_adds for layer in self.layers)

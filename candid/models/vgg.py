@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.blocks import draw_he_fan_out
+
 
 @dataclass(frozen=True)
 class VGGConfig:
@@ -59,9 +61,8 @@ class VGG(nn.Module):
         if not config.linear_widths:
             self.classifier.append(nn.Dropout(config.dropout))
         self.head = nn.Linear(channels, num_classes)
+        draw_he_fan_out(self)
         for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
         for name, parameter in self.named_parameters():

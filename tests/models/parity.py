@@ -1,7 +1,9 @@
 """Is a network of the zoo the same function as an independent one? The definition of correct here."""
 
+import math
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -77,3 +79,14 @@ def from_module(theirs: nn.Module, their_name: Callable[[str], str]) -> Referenc
 
 def random_images(num_images: int, channels: int, side: int) -> Tensor:
     return torch.rand(num_images, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def assert_drawn_as_he_fan_out(model: nn.Module) -> None:
+    """He et al. 2015 in convolutions of enough weights to tell, and normalisation that begins as the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.eq(1).all()
+            assert module.bias.eq(0).all()

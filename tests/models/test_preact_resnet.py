@@ -1,9 +1,8 @@
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from parity import State, assert_same_network, from_module, random_images
+from parity import State, assert_drawn_as_he_fan_out, assert_same_network, from_module, random_images
 from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
@@ -144,10 +143,4 @@ def test_initialisation_is_he_fan_out() -> None:
     for name in ("preact-resnet110", "preact-resnet164", "wrn-16-4", "preact-resnet18-cifar"):
         model = build_model(name, 10)
         assert model.head.bias.eq(0).all()
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
-                fan_out = module.out_channels * module.kernel_size[0] ** 2
-                assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.weight.eq(1).all()
-                assert module.bias.eq(0).all()
+        assert_drawn_as_he_fan_out(model)

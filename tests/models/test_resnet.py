@@ -1,11 +1,10 @@
-import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torchvision
-from parity import State, assert_same_network, from_module, random_images
+from parity import State, assert_drawn_as_he_fan_out, assert_same_network, from_module, random_images
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -188,10 +187,4 @@ def test_averages_of_odd_maps_fit_what_the_strided_convolution_leaves(side: int)
 def test_initialisation_is_he_fan_out() -> None:
     torch.manual_seed(0)
     for name in ("resnet20-cifar", "resnet18", "resnet50-cifar", "resnext50-32x4d"):
-        for module in build_model(name, 10).modules():
-            if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
-                fan_out = module.out_channels * module.kernel_size[0] ** 2
-                assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.weight.eq(1).all()
-                assert module.bias.eq(0).all()
+        assert_drawn_as_he_fan_out(build_model(name, 10))
