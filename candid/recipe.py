@@ -145,8 +145,6 @@ class Training(Part):
     """Let torch.compile fuse the network."""
     deterministic: bool | None = None
     """Refuse operations that may give other bits each time; None is true on the CPU."""
-    sync_batch_norm: bool = False
-    """Among ranks on GPUs, take the statistics of batch normalisation over the whole batch."""
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:

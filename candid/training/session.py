@@ -208,11 +208,8 @@ class Session:
             share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
             self.reporter.say(
                 f"{self.ranks.number} ranks, each with up to {share} examples of every batch; "
-                f"batch normalisation takes its statistics {self._statistics_scope()}"
+                "batch normalisation takes its statistics per rank"
             )
-
-    def _statistics_scope(self) -> str:
-        return "over all ranks" if self.recipe.training.sync_batch_norm else "per rank"
 
 
 def _score(row: Mapping[str, Any]) -> float:
