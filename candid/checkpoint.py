@@ -7,7 +7,6 @@ by its manifest.
 
 import csv
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -15,7 +14,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +28,12 @@ from candid.data.preprocessing import Preprocessing
 from candid.device import torch_memory_format
 from candid.durable import append_line, new_folder, remove_folder, remove_partial, write_file
 from candid.errors import CheckpointError, InputError, did_you_mean
+from candid.manifest import REMEDY, describe_files, read_verified, verify_file
 from candid.models import build_model
 from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
 
-FORMAT_VERSION = 2
 NUM_RECENT_KEPT = 2
-REMEDY = "Use a good copy of the run, or train it again."
 Which = Literal["best", "latest"]
 
 
@@ -190,7 +187,7 @@ class RunFolder:
         with new_folder(self.checkpoints / checkpoint.name) as partial:
             for name, data in contents.items():
                 write_file(partial / name, data)
-            write_file(partial / "manifest.json", _manifest({name: _describe(data) for name, data in contents.items()}))
+            write_file(partial / "manifest.json", describe_files(contents))
         self._point_to(checkpoint, is_best=is_best)
         self._drop_old()
 
@@ -259,14 +256,6 @@ class RunFolder:
             except CheckpointError as error:
                 findings[pointer.name] = str(error)
         return findings
-
-    def digests(self, checkpoint: str) -> dict[str, dict[str, object]]:
-        """Size and SHA-256 of each file of a checkpoint, verified."""
-        folder = self.checkpoints / checkpoint
-        files = _read_manifest(folder)
-        for name in files:
-            _verify_file(folder, name)
-        return files
 
     def _read(self, folder: Path, *, is_kept: bool = True) -> Checkpoint:
         checkpoint, recipe = _read_checkpoint(folder, is_kept=is_kept), self.recipe
@@ -372,7 +361,7 @@ def _read_training_state(folder: Path, *, is_kept: bool = True) -> TrainingState
 @contextmanager
 def _read_facts(folder: Path) -> Generator[dict[str, Any]]:
     """What state.json holds; the block that uses it may find that it is not what it should be."""
-    data = _read_verified(folder, "state.json")
+    data = read_verified(folder, "state.json")
     try:
         yield json.loads(data)
     except (KeyError, TypeError, ValueError, RecursionError, RecipeError) as error:
@@ -385,9 +374,7 @@ def _read_facts(folder: Path) -> Generator[dict[str, Any]]:
 def _read_tensors(folder: Path, name: str, *, is_kept: bool) -> dict[str, Tensor]:
     """A file's tensors, verified; those not to be kept stay in the file, which takes half the time and no memory."""
     try:
-        tensors = (
-            tensors_from_bytes(_read_verified(folder, name)) if is_kept else map_tensors(_verify_file(folder, name))
-        )
+        tensors = tensors_from_bytes(read_verified(folder, name)) if is_kept else map_tensors(verify_file(folder, name))
     except SafetensorError as error:  # though it is what the manifest says: somebody wrote both
         raise CheckpointError(f"{folder / name} is no safetensors file ({error}). {REMEDY}") from None
     for key, tensor in tensors.items():
@@ -398,71 +385,8 @@ def _read_tensors(folder: Path, name: str, *, is_kept: bool) -> dict[str, Tensor
     return tensors
 
 
-def _read_verified(folder: Path, name: str) -> bytes:
-    """The bytes of a file, after its size and SHA-256 were found to be those of the manifest."""
-    file, expected = _open_saved(folder, name)
-    with file:
-        data = file.read()
-    _refuse_changed(folder / name, _describe(data), expected)
-    return data
-
-
-def _verify_file(folder: Path, name: str) -> Path:
-    """The path of a file, after the same was found of it piece by piece."""
-    file, expected = _open_saved(folder, name)
-    with file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        _refuse_changed(folder / name, {"size": file.tell(), "sha256": sha256}, expected)
-    return folder / name
-
-
-def _open_saved(folder: Path, name: str) -> tuple[BufferedReader, object]:
-    """A file, and what the manifest says of it."""
-    expected = _read_manifest(folder).get(name)
-    try:
-        return (folder / name).open("rb"), expected
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder / name} is missing. {REMEDY}") from None
-
-
-def _refuse_changed(path: Path, found: object, expected: object) -> None:
-    if found != expected:
-        raise CheckpointError(f"{path} is not what was saved (its SHA-256 differs). {REMEDY}")
-
-
-def _read_manifest(folder: Path) -> dict[str, dict[str, object]]:
-    """What manifest.json says of each file, after every byte of it was found to be as it was written."""
-    path = folder / "manifest.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        version = manifest.get("format_version", 1)
-        is_whole = version != FORMAT_VERSION or text == _manifest(dict(manifest["files"]))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing. {REMEDY}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        version, is_whole, manifest = FORMAT_VERSION, False, {}
-    if not is_whole:
-        raise CheckpointError(f"{path} is damaged. {REMEDY}")
-    if version != FORMAT_VERSION:
-        remedy = "Use the candid version that wrote it." if version == 1 else "Install a newer candid."
-        raise CheckpointError(f"{folder} has format version {version}; expected version {FORMAT_VERSION}. {remedy}")
-    return manifest["files"]
-
-
-def _manifest(files: Mapping[str, object]) -> str:
-    """The text of manifest.json: what each file must be, and a SHA-256 of that, so that no byte of it can change."""
-    contents = {"format_version": FORMAT_VERSION, "files": files}
-    sha256 = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-    return json.dumps(contents | {"sha256": sha256}, indent=2) + "\n"
-
-
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _describe(data: bytes) -> dict[str, object]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

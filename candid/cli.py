@@ -1,7 +1,5 @@
 """The command line: it parses, calls and renders; torch is imported only inside commands."""
 
-import csv
-import io
 import json
 import shutil
 import signal
@@ -22,8 +20,6 @@ from candid.zoo import read_entries
 if TYPE_CHECKING:
     from candid.predict import Prediction
     from candid.recipe import Recipe
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="candid",
@@ -98,7 +94,7 @@ def train(
         run = train_network(wanted, out, resume=resume, allowed=allowed, data_dir=data_dir, device=device)
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
     typer.echo(f"Report: {run / 'report.html'}\nTry it: candid predict {run} YOUR-PICTURE.jpg")
 
 
@@ -194,13 +190,13 @@ def predict(
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
     from candid.durable import write_file
-    from candid.predict import load
+    from candid.predict import as_csv, load
 
     predictions = load(run, device=device).predict(sources, top)
     if csv_file is not None:
-        write_file(csv_file, _predictions_as_csv(predictions))
+        write_file(csv_file, as_csv(predictions))
     if as_json:
-        typer.echo(json.dumps([_as_json(prediction) for prediction in predictions], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([prediction.as_dict() for prediction in predictions], indent=2, ensure_ascii=False))
     elif csv_file is None:
         rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
         if rows:
@@ -403,25 +399,3 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 def _ranked_cells(prediction: "Prediction") -> list[str]:
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     return [f"{name} {percent(probability)}" for name, probability in pairs]
-
-
-def _as_json(prediction: "Prediction") -> dict[str, object]:
-    if prediction.problem:
-        return {"file": prediction.file, "problem": prediction.problem}
-    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
-    return {"file": prediction.file, "classes": classes}
-
-
-def _predictions_as_csv(predictions: Sequence["Prediction"]) -> str:
-    """A row a picture: file, the classes and probabilities from the best down, and what went wrong."""
-    ranks = range(max((len(prediction.classes) for prediction in predictions), default=0))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    named = [column for rank in ranks for column in (f"class_{rank + 1}", f"probability_{rank + 1}")]
-    writer.writerow(["file", *named, "problem"])
-    for prediction in predictions:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        writer.writerow([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
-    return buffer.getvalue()

@@ -5,6 +5,7 @@ from itertools import zip_longest
 
 from candid.checkpoint import RunFolder
 from candid.errors import CheckpointError
+from candid.manifest import verify_folder
 from candid.recipe import list_differences
 
 TIME_COLUMNS = ("seconds", "images_per_second", "peak_memory_mib")
@@ -62,5 +63,5 @@ def _without_times(row: dict[str, str]) -> dict[str, str]:
 
 
 def _fingerprint(run: RunFolder, checkpoint: str) -> list[object]:
-    digests = run.digests(checkpoint)
-    return [digests[name] for name in TENSOR_FILES]
+    files = verify_folder(run.checkpoints / checkpoint)
+    return [files[name] for name in TENSOR_FILES]

@@ -1,5 +1,7 @@
 """A checkpoint and pictures become ranked classes."""
 
+import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,14 @@ class Prediction:
     """Matching `classes`, in [0, 1]."""
     problem: str | None = None
     """Why there is no prediction."""
+
+    def as_dict(self) -> dict[str, object]:
+        """For programs: the file, and its classes with their probabilities or what went wrong."""
+        if self.problem:
+            return {"file": self.file, "problem": self.problem}
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
+        return {"file": self.file, "classes": classes}
 
 
 class Predictor:
@@ -92,3 +102,17 @@ def list_sources(sources: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{source} does not exist; expected a picture file or a folder of pictures.")
     return files
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """A row a picture: file, the classes and probabilities from the best down, and what went wrong."""
+    ranks = range(max((len(prediction.classes) for prediction in predictions), default=0))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    named = [column for rank in ranks for column in (f"class_{rank + 1}", f"probability_{rank + 1}")]
+    writer.writerow(["file", *named, "problem"])
+    for prediction in predictions:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
+        writer.writerow([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+    return buffer.getvalue()

@@ -9,7 +9,7 @@ import torch
 from test_checkpoint import RECIPE, STATE, checkpoint
 from weights.test_reading import CALLS, Hostile
 
-from candid import checkpoint as checkpoint_module
+from candid import manifest as manifest_module
 from candid.checkpoint import RunFolder
 from candid.cli import main
 from candid.errors import CheckpointError
@@ -29,9 +29,7 @@ def forge(folder: Path, name: str, data: bytes) -> None:
     """Put a file into a checkpoint, with a manifest that fits."""
     manifest = json.loads((folder / "manifest.json").read_text())["files"]
     (folder / name).write_bytes(data)
-    (folder / "manifest.json").write_text(
-        checkpoint_module._manifest(manifest | {name: checkpoint_module._describe(data)})
-    )
+    (folder / "manifest.json").write_text(manifest_module._manifest(manifest | {name: manifest_module._describe(data)}))
 
 
 def hostile_files(place: Path) -> list[bytes]:
