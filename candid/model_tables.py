@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from candid.paper_tables import Paper
     from candid.report.comparison import MeasuredRun
 
-BYTES_PER_VALUE = 4  # fp32
-
 
 def show_networks(entries: Iterable[Entry], width: int | None) -> str:
     """All networks, family by family."""
@@ -49,7 +47,7 @@ def show_network(summary: "Summary", width: int | None) -> str:
     rows.append(("all", "", "", *_grouped(in_layers, summary.multiply_adds), kib))
     table = _with_headings(rows, headings, numbers={2, 3, 4, 5}, width=width)
     facts = [
-        f"Parameters: {summary.parameters:,} ({_mib(BYTES_PER_VALUE * summary.parameters)} in fp32"
+        f"Parameters: {summary.parameters:,} ({_mib(summary.parameter_bytes)} in fp32"
         + (f"; {only_trained:,} of them in auxiliary classifiers, which only training uses" if only_trained else "")
         + ").",
         f"Multiply-adds: {summary.multiply_adds:,} for one image, without biases.",

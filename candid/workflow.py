@@ -1,13 +1,11 @@
 """The stages of a run as functions: what the command line calls, and what `import candid` offers."""
 
 import os
-import platform
 import shutil
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +25,7 @@ from candid.recipes import find_recipe
 from candid.report.writing import write_report
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
-from candid.training.setup import PACKAGES
+from candid.training.setup import describe_versions
 from candid.training.stopping import Stopped
 from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
 from candid.weights.matching import find_num_classes, match, num_misshapen
@@ -216,10 +214,7 @@ def import_weights(
         raise InputError("--new-head needs the names of the new classes; expected --classes FILE or --data NAME.")
     file = open_weights(source, sha256, weights_dir)
     recipe = _resolve_imported(wanted, file, origin)
-    if class_names is None:
-        with torch.device("meta"):
-            num_classes = find_num_classes(file, build_network(recipe, variant.num_classes), model)
-        class_names = tuple(f"class {index}" for index in range(num_classes or variant.num_classes))
+    class_names = class_names or _number_classes(file, recipe)
     network = build_network(recipe, len(class_names))
     loaded = match(file, network, model, new_head=new_head)
     preprocessing, sentence = choose_preprocessing(
@@ -228,7 +223,7 @@ def import_weights(
     checkpoint = Checkpoint(loaded.state, recipe, class_names, preprocessing, step=0, epoch=0, validation_accuracy=None)
     environment: dict[str, object] = {
         "command": command_line(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": describe_versions(),
         "imported": {"source": str(source), **asdict(loaded.report)},
     }
     run = RunFolder.create(out, recipe, environment)
@@ -278,6 +273,14 @@ def _resolve_imported(wanted: Recipe, file: WeightsFile, origin: Origin) -> Reci
     ]
     with torch.device("meta"):
         return min(recipes, key=lambda recipe: num_misshapen(file, build_network(recipe, variant.num_classes), model))
+
+
+def _number_classes(file: WeightsFile, recipe: Recipe) -> tuple[str, ...]:
+    """The names class 0, class 1 and so on: as many as the head in the file has, else the network's own number."""
+    model, own = recipe.model.name, find_variant(recipe.model.name).num_classes
+    with torch.device("meta"):
+        num_classes = find_num_classes(file, build_network(recipe, own), model) or own
+    return tuple(f"class {index}" for index in range(num_classes))
 
 
 def _refuse_imported(run: Path, consequence: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from candid.cli import main
 from candid.recipe import Recipe
 from candid.training.progress import Reporter
 from candid.training.run import train_run
@@ -60,6 +61,23 @@ def small_recipe(pictures: Path, **changes: object) -> Recipe:
 def silent() -> Reporter:
     """A reporter nobody hears."""
     return Reporter(Console(file=io.StringIO()))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,28 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NO_PICTURE, draw, make_pictures
+from conftest import NO_PICTURE, call, draw, make_pictures
 
 from candid.cli import main
 from candid.recipe import Recipe
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of one command."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
 
 SMALL = ("--model", "lenet-relu", "--epochs", "1", "--set", "training.batch_size=16")
 

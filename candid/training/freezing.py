@@ -8,6 +8,7 @@ from torch import nn
 from candid.checkpoint import build_network
 from candid.errors import InputError, did_you_mean
 from candid.recipe import Recipe
+from candid.weights.names import is_head
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def plan_freezing(recipe: Recipe, num_classes: int) -> Freezing:
     layers = _layers_in_order(recipe, num_classes)
     first_trained = settings.freeze.removeprefix("until:")
     if settings.freeze == "backbone":
-        frozen = [name for name in layers if "head" not in name.split(".")]
+        frozen = [name for name in layers if not is_head(name)]
     elif not first_trained or all(not _is_inside(name, first_trained) for name in layers):
         parts = list(dict.fromkeys(map(_part, layers)))
         advice = did_you_mean(first_trained, parts, otherwise=f"Its parts are {', '.join(parts)}.")

@@ -84,7 +84,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")
         self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
         self.clip_norm = recipe.training.clip_norm or math.inf
-        self._run_model = self._prepare_model()
+        self._run_model: nn.Module = self.model
 
     @property
     def evaluated_model(self) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from candid.recipe import Optimizer, Schedule
+from candid.weights.names import is_head
 
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
 
@@ -28,7 +29,7 @@ def parameter_groups(settings: Optimizer, model: nn.Module) -> list[dict[str, ob
     """Parameters by weight decay (norms and biases may be exempt) and by what their rate is multiplied by (heads)."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
-        factor = settings.head_factor if "head" in path.split(".") else 1.0
+        factor = settings.head_factor if is_head(path) else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             exempt = not settings.decay_norms_and_biases and (name == "bias" or isinstance(module, NORMALISATIONS))
             decay = 0.0 if exempt else settings.weight_decay

@@ -17,13 +17,7 @@ from candid.recipe import Recipe, list_differences
 from candid.training.progress import Reporter
 from candid.training.ranks import Ranks, joined
 from candid.training.session import Session
-from candid.training.setup import (
-    describe_changes,
-    describe_environment,
-    hash_examples,
-    load_start,
-    resolve_recipe,
-)
+from candid.training.setup import describe_changes, describe_environment, load_start, resolve_recipe
 from candid.training.stopping import Stop, stop_for
 from candid.weights import Loaded
 
@@ -92,7 +86,7 @@ def resume_run(
         _refuse_finished(run, recipe)
         data = open_training_data(data_set, recipe)
         environment = describe_environment(chosen_device, data.train, ranks.number)
-        if hash_examples(data.train) != run.environment.get("training_data_sha256"):
+        if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
             raise DataError(
                 f"The training pictures of {data_set.name} are not those that {out} began with; expected the same "
                 "ones. Bring them back, or train a new run with another --out."

@@ -79,7 +79,7 @@ def describe_environment(device: torch.device, train: Examples, num_ranks: int) 
     """What a run's bits depend on beside its recipe."""
     return {
         "command": command_line(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": describe_versions(),
         "platform": platform.platform(),
         "processor": describe_processor(),
         "device": describe_device(device),
@@ -90,6 +90,11 @@ def describe_environment(device: torch.device, train: Examples, num_ranks: int) 
         "training_data_sha256": hash_examples(train),
         "git_commit": _git_commit(),
     }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of Python and of the packages whose code makes or reads the numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def describe_changes(

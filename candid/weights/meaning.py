@@ -8,7 +8,7 @@ from typing import Literal
 
 from torchvision.models import ResNet18_Weights
 
-from candid.data.catalog import CATALOG, open_data_set
+from candid.data.catalog import CATALOG, full_name, open_data_set
 from candid.data.preprocessing import Preprocessing
 from candid.errors import CheckpointError, InputError
 from candid.recipe import Data
@@ -49,7 +49,7 @@ def find_origin(data: str | None) -> Origin:
         return Origin(data, names, entry.channels, entry.image_size, (entry.mean, entry.std))
     found = open_data_set(data)
     has_validation = "validation" in found.openers
-    return Origin(str(Path(found.name).resolve()), found.class_names, found.channels, None, None, has_validation)
+    return Origin(full_name(data), found.class_names, found.channels, None, None, has_validation)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def common_wrapper(names: Iterable[str]) -> str:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter of ours belongs to a layer that depends on the number of classes."""
+    """Whether a parameter or a module of ours belongs to a layer that depends on the number of classes."""
     return "head" in name.split(".")
 
 

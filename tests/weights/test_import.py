@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, draw, make_pictures
+from conftest import CLASSES, call, draw, make_pictures
 from foreign import GpleissDenseNet
 from PIL import Image
 from safetensors.torch import save_file
 
 import candid
 from candid.checkpoint import RunFolder
-from candid.cli import main
 from candid.errors import InputError
 from candid.models import build_model
 from candid.weights.layouts import TORCHVISION
@@ -28,22 +27,6 @@ from candid.weights.meaning import choose_preprocessing, find_origin
 MODEL = ("--model", "resnet20-cifar", "--out", "run")
 LOADED = "116 tensors for resnet20-cifar, found by the names of candid."
 CIFAR10 = "Pictures: 32 px, the middle square, mean 0.4914,0.4822,0.4465, std 0.247,0.2435,0.2616 (those of cifar10)."
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of one command."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 @pytest.fixture(scope="module")
