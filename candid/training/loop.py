@@ -23,6 +23,7 @@ from candid.recipe import Recipe
 from candid.training.freezing import plan_freezing
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
 from candid.training.ranks import ALONE, Ranks
+from candid.training.recomputation import recompute_segments
 
 
 class Diverged(Exception):
@@ -79,6 +80,8 @@ class Trainer:
         self.model = build_network(recipe, num_classes).to(device)
         self.freezing = plan_freezing(recipe, num_classes)
         self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
+        if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
+            recompute_segments(self.model)  # a dense block does so by itself
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")

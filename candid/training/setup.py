@@ -20,6 +20,7 @@ from candid.device import (
     describe_processor,
     refuse_compiling_without_compiler,
 )
+from candid.errors import InputError
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.progress import command_line
@@ -48,12 +49,24 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             "training.deterministic": device.type == "cpu"
             if recipe.training.deterministic is None
             else recipe.training.deterministic,
+            "training.memory": choose_memory(recipe),
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
         }
     )
     with torch.device("meta"):
         model = build_network(recipe, len(data_set.class_names))
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def choose_memory(recipe: Recipe) -> str:
+    """What `training.memory` of a recipe comes to for its network."""
+    memory, network = recipe.training.memory, recipe.model.name
+    if memory == "shared" and not find_variant(network).has_dense_block:
+        raise InputError(
+            f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
+            "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
+        )
+    return "plain" if memory == "auto" else memory
 
 
 def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:
