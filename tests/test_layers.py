@@ -5,8 +5,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "candid"
 FLOW = [  # a module imports only from the left of itself
-    "errors", "words", "randomness", "durable", "locking", "manifest", "zoo", "paper_tables", "recipe", "recipes",
-    "device", "data", "models", "weights", "checkpoint", "comparison", "evaluation", "training", "report", "predict",
+    "errors", "words", "randomness", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes", "recipe",
+    "recipes", "device", "data", "models", "weights", "tensor_files", "checkpoint", "comparison", "evaluation",
+    "training", "report", "predict",
     "workflow", "model_tables", "cli", "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
