@@ -145,7 +145,8 @@ def evaluate(
     data_set = open_data_set(name, data_dir)
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
-    examples = keep_in_memory(open_split(data_set, split, checkpoint.recipe), checkpoint.preprocessing)
+    in_split = open_split(data_set, split, checkpoint.recipe)
+    examples = keep_in_memory(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
