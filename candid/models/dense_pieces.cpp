@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -180,8 +181,10 @@ int64_t tile_of(int64_t width) {
 // number of threads alone, so that sums by thread are the same each time.
 template <typename Work>
 void for_tiles(int64_t num_rows, int64_t tile, const Work& work) {
+  const bool inference = c10::InferenceMode::is_enabled();
   at::parallel_for(0, num_rows, tile, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowAutograd no_gradients;  // a thread of a pool has its own mind about gradients
+    const c10::InferenceMode as_the_caller(inference);  // a thread of a pool has its own mind about these two
+    const at::AutoDispatchBelowAutograd no_gradients;
     for (int64_t first = begin; first < end; first += tile) {
       work(at::get_thread_num(), first, std::min(tile, end - first));
     }

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,30 @@ def test_evaluation_mode(name: str, memory: str, pieces: str):
     assert all((a - b).abs().max() < BOUND * b.abs().max().clamp(min=1) for b, a in zip(*gradients, strict=True))
     with torch.no_grad():
         assert (networks[1](images(5)) - outputs[0]).abs().max() < BOUND
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_several_threads_in_evaluation(name: str, mode: Callable[[], AbstractContextManager[None]]):
+    networks = [network.eval() for network in both(name, "shared")]
+    x = images(number=32)
+    torch.set_num_threads(2)
+    try:
+        with mode():
+            outputs = [network(x) for network in networks]
+    finally:
+        torch.set_num_threads(1)
+    assert (outputs[0] - outputs[1]).abs().max() < BOUND
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_threads_in_training(name: str):
+    torch.set_num_threads(2)
+    try:
+        found = [learn(network, 2) for network in both(name, "recompute")]
+    finally:
+        torch.set_num_threads(1)
+    assert_same(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
