@@ -29,6 +29,7 @@ from candid.models import (
     vgg,
 )
 from candid.models.auxiliary import NO_AUXILIARY_LOSS, AuxiliaryLoss
+from candid.models.dense_block import Memory
 
 
 class Config(Protocol):
@@ -84,9 +85,15 @@ class Variant:
         """How the losses of the network's auxiliary classifiers, if it has any, add to the main one."""
         return getattr(self.config, "auxiliary_loss", NO_AUXILIARY_LOSS)
 
-    def build(self, num_classes: int, in_channels: int, image_size: int, dropout: float) -> nn.Module:
+    @property
+    def has_dense_blocks(self) -> bool:
+        """Whether the network has blocks that can keep less for the way back."""
+        return "memory" in self.config.__dataclass_fields__
+
+    def build(self, num_classes: int, in_channels: int, image_size: int, dropout: float, memory: Memory) -> nn.Module:
         """The network, freshly initialised; `build_model` refuses bad values first."""
-        options = {"image_size": image_size} | ({"dropout": dropout} if self.has_dropout else {})
+        options: dict[str, Any] = {"image_size": image_size} | ({"dropout": dropout} if self.has_dropout else {})
+        options |= {"memory": memory} if self.has_dense_blocks else {}
         return self.network(replace(self.config, **options), num_classes, in_channels)
 
 
@@ -198,13 +205,19 @@ def smallest_image_size(name: str) -> int:
 
 
 def build_model(
-    name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None, dropout: float | None = None
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    dropout: float | None = None,
+    memory: Memory = "auto",
 ) -> nn.Module:
     """A freshly initialised network: images [N, in_channels, image_size, image_size] to logits.
 
     The weights are drawn from torch's global generator: seed it before. `in_channels` is 1 (grey) or
     3 (RGB). `image_size` in px; None is the size that the network was designed for. `dropout` is the
     probability with which a value is dropped, wherever the paper has dropout; None is the paper's, 0 turns it off.
+    `memory` is what the blocks of a DenseNet keep for the way back (see `Memory`); other networks have no such choice.
     In training, a network with auxiliary classifiers gives `SupervisedLogits`; in evaluation all give logits.
 
     Raises:
@@ -226,7 +239,9 @@ def build_model(
         raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1. Use 0 to turn it off.")
     if dropout > 0 and not variant.has_dropout:
         raise InputError(f"dropout is {dropout}, but {name} has none. Set it to 0, or choose another network.")
-    return variant.build(num_classes, in_channels, size, dropout)
+    if memory in ("shared", "recompute") and not variant.has_dense_blocks:
+        raise InputError(f"memory is {memory!r}, but {name} has no dense blocks. Use 'plain', or choose a DenseNet.")
+    return variant.build(num_classes, in_channels, size, dropout, memory)
 
 
 def count_parameters(name: str, num_classes: int, in_channels: int = 3, image_size: int | None = None) -> int:

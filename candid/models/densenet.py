@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor, cat, nn
 
 from candid.models.blocks import draw_he_fan_out
+from candid.models.dense_block import Memory, choose_memory, run_dense_block
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class DenseNetConfig:
     bottleneck: bool = True  # a 1x1 convolution to 4k maps before each 3x3
     compression: float = 0.5  # theta in the paper: the share of maps that a transition keeps
     dropout: float = 0.0  # after each convolution except the stem; the paper has 0.2 without augmentation
+    memory: Memory = "auto"  # what is kept for the way back; the mathematics is the same
 
     @property
     def smallest_image_size(self) -> int:
@@ -77,8 +79,12 @@ class DenseBlock(nn.Module):
         layer = BottleneckLayer if config.bottleneck else PlainLayer
         widths = (in_channels + index * config.growth_rate for index in range(num_layers))
         self.layers = nn.ModuleList(layer(config, width) for width in widths)
+        self.memory: Memory = config.memory
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
+        memory = choose_memory(self.memory, self, x)
+        if memory != "plain":
+            return run_dense_block(self.layers, x, memory)
         for layer in self.layers:
             x = cat((x, layer(x)), dim=1)  # k channels more each time
         return x  # [N, C + len(layers) * k, H, W]
@@ -94,8 +100,12 @@ class Transition(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
         self.pool = nn.AvgPool2d(2)
+        self.memory: Memory = config.memory
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
+        drops = self.dropout.training and self.dropout.p > 0
+        if not drops and choose_memory(self.memory, self, x) != "plain":
+            return self.conv(self.pool(self.relu(self.norm(x))))  # averages go through a 1x1 convolution unchanged
         return self.pool(self.dropout(self.conv(self.relu(self.norm(x)))))  # [N, theta * C, H / 2, W / 2]
 
 
