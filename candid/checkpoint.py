@@ -26,7 +26,7 @@ from candid.durable import append_line, new_folder, remove_folder, remove_partia
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.locking import locked
 from candid.manifest import REMEDY, Description, describe_files, read_verified, verify_file
-from candid.models import build_model
+from candid.models import build_model, find_variant
 from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
 from candid.tensor_files import safetensors_in_pieces
@@ -275,6 +275,7 @@ class RunFolder:
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     """A resolved recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
+    has_blocks = find_variant(recipe.model.name).has_dense_blocks
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         model = build_model(
@@ -283,6 +284,7 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
             in_channels=recipe.data.channels,
             image_size=recipe.data.image_size,
             dropout=recipe.model.dropout,
+            memory=recipe.training.memory if has_blocks else "plain",  # others are recomputed from outside
         )
     return model.to(memory_format=torch_memory_format(recipe.training.memory_format))
 

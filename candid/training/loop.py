@@ -80,7 +80,7 @@ class Trainer:
         self.model = self.build(num_classes)
         self.freezing = self.plan_freezing(num_classes)
         self.average = self.copy_model() if recipe.training.ema_decay else None
-        if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
+        if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_blocks:
             recompute_segments(self.model)  # a dense block does so by itself
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)

@@ -163,7 +163,7 @@ def memory_modes(wanted: Recipe, recipe: Recipe) -> list[str]:
     if wanted.training.memory != "auto":
         return [recipe.training.memory]
     modes = ["plain", "shared", "recompute"]
-    if not find_variant(recipe.model.name).has_dense_block:
+    if not find_variant(recipe.model.name).has_dense_blocks:
         modes.remove("shared")
     return modes[modes.index(recipe.training.memory) :]
 

@@ -22,6 +22,7 @@ from candid.device import (
 )
 from candid.errors import InputError
 from candid.models import find_variant
+from candid.models.dense_pieces import COMPILED, describe_pieces
 from candid.recipe import Recipe
 from candid.training.progress import command_line
 from candid.weights import Loaded, load_weights
@@ -49,7 +50,7 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             "training.deterministic": device.type == "cpu"
             if recipe.training.deterministic is None
             else recipe.training.deterministic,
-            "training.memory": choose_memory(recipe),
+            "training.memory": choose_memory(recipe, device),
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
         }
     )
@@ -58,15 +59,18 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
 
 
-def choose_memory(recipe: Recipe) -> str:
+def choose_memory(recipe: Recipe, device: torch.device) -> str:
     """What `training.memory` of a recipe comes to for its network."""
     memory, network = recipe.training.memory, recipe.model.name
-    if memory == "shared" and not find_variant(network).has_dense_block:
+    if memory == "shared" and not find_variant(network).has_dense_blocks:
         raise InputError(
             f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
             "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
         )
-    return "plain" if memory == "auto" else memory
+    if memory != "auto":
+        return memory
+    wins = find_variant(network).has_dense_blocks and describe_pieces(device) == COMPILED
+    return "shared" if wins else "plain"
 
 
 def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:

@@ -31,6 +31,8 @@ Kind = Literal["weights", "gradients", "optimizer", "average", "batch", "activat
 NUM_IMAGES = 1009
 SCALES = [0.0, *(2.0**exponent for exponent in range(13))]
 """Batch sizes at which the fullest moment is looked for; between two of them it is one of theirs, or nearly so."""
+DENSE_PRODUCTS = {"candid::norm_product": (0, 3, 1), "candid::norm_product_backward": (8, 12, 2)}
+"""Matrix products inside pieces of the dense block: arguments that are maps and weight, and how many products."""
 DEPTH_DRAWS = {"survival": 1.0, "drop_path": 0.0}
 """Attributes of modules that leave out layers by chance, and the values at which they leave out none."""
 
@@ -219,6 +221,9 @@ class _Ledger(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self._watch.multiply_adds += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) / 2
             self._note_workspace(args)
+        elif func.name() in DENSE_PRODUCTS:
+            maps, weight, times = DENSE_PRODUCTS[func.name()]
+            self._watch.multiply_adds += times * args[maps].shape[0] * args[weight].numel()
         elif any(is_new) or func._schema.is_mutable:
             moved = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             grows = any(self._held[_key(leaf)].grows for leaf in moved if _key(leaf) in self._held)
@@ -295,7 +300,7 @@ class _Ledger(TorchDispatchMode):
     def _note_workspace(self, args: tuple[Any, ...]) -> None:
         """A product on the CPU holds its weights once more, in the order and format that suit the processor."""
         fixed = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"]
-        sizes = [leaf.numel() * 4 for leaf in fixed if not self._held[_key(leaf)].grows]
+        sizes = [leaf.numel() * 4 for leaf in fixed if _key(leaf) in self._held and not self._held[_key(leaf)].grows]
         self._look(max(sizes, default=0))
 
 
