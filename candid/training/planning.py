@@ -23,7 +23,8 @@ from candid.words import aligned, count
 
 SMALLEST_MICRO_BATCH = 2
 """Batch normalisation has no statistics of one example."""
-BUDGETS_GIB = (1, 2, 4, 8, 16, 24)
+BUDGETS = {f"{gib} GiB": gib * 2**30 for gib in (1, 2, 4, 8, 16, 24)}
+SHOWN_BATCHES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MOST_BATCH = 4096
 
 
@@ -89,6 +90,50 @@ class Plan:
         return "\n".join([*lines, *([self.advice] if self.advice else [])])
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One way to train, at growing batches that are taken whole."""
+
+    name: str
+    """What the forward pass keeps."""
+    batches: tuple[int, ...]
+    memory: tuple[float, ...]
+    """Bytes."""
+    step_s: tuple[float, ...]
+    largest: dict[str, int]
+    """For each budget the largest batch that fits; 0 where none does."""
+
+
+def trace_curves(wanted: Recipe, recipe: Recipe, data_set: DataSet, device: torch.device) -> list[Curve]:
+    """Memory and time of a resolved recipe against the batch, for each way that its network can be trained."""
+    predictor, curves = Predictor(data_set, recipe, device), list[Curve]()
+    for mode in memory_modes(wanted, recipe):
+        by_mode = recipe.replace({"training.memory": mode, "training.micro_batch_size": 0})
+        predictions = [predictor.predict(by_mode.replace({"training.batch_size": size})) for size in SHOWN_BATCHES]
+        curves.append(
+            Curve(
+                name=mode,
+                batches=SHOWN_BATCHES,
+                memory=tuple(prediction.total for prediction in predictions),
+                step_s=tuple(prediction.step_s for prediction in predictions),
+                largest={name: largest_batch(predictor, by_mode, limit) for name, limit in BUDGETS.items()},
+            )
+        )
+    return curves
+
+
+def describe_largest_batches(curves: Sequence[Curve]) -> str:
+    """A table of the largest whole batch for each budget and each way to train."""
+    headings = ("budget", *(curve.name for curve in curves))
+    rows = [(name, *(_batch(curve.largest[name]) for curve in curves)) for name in BUDGETS]
+    title = "The largest batch, taken whole, by what the forward pass keeps:"
+    return "\n".join([title, *aligned([headings, *rows], numbers=range(1, len(headings)))])
+
+
+def _batch(largest: int) -> str:
+    return "none fits" if not largest else f"over {MOST_BATCH:,}" if largest > MOST_BATCH else f"{largest:,}"
+
+
 def make_plan(
     wanted: Recipe, recipe: Recipe, data_set: DataSet, device: torch.device, *, allow_bf16: bool = False
 ) -> Plan:
@@ -141,18 +186,22 @@ def find_limit(recipe: Recipe, device: torch.device) -> int:
     there_is, given = machine_memory(device), recipe.limits.memory
     if parse_size(given) > there_is:
         raise InputError(
-            f"limits.memory is {given} ({reading(given)}), but {device} has {size(there_is)}; it must be at most "
+            f"limits.memory is {given} ({size(parse_size(given))}), but {device} has {size(there_is)}; it must be at most "
             "that. Use a smaller --memory, or leave it out."
         )
     return parse_size(given) or there_is
 
 
 def largest_batch(predictor: Predictor, recipe: Recipe, limit: float) -> int:
-    """Images of the largest batch, taken whole, that fits in `limit` bytes; 0 where none does."""
-    lowest, highest = 0, MOST_BATCH + 1
+    """Images of the largest batch, taken whole, that fits in `limit` bytes; 0 where none does.
+
+    It is one more than MOST_BATCH where that fits too. Evaluation takes as few pictures as training does, where its own batch is larger.
+    """
+    lowest, highest = 0, MOST_BATCH + 2
     while highest - lowest > 1:
         middle = (lowest + highest) // 2
-        sized = recipe.replace({"training.batch_size": middle, "training.micro_batch_size": 0})
+        evaluation_size = min(middle, recipe.limits.evaluation_batch_size)
+        sized = recipe.replace({"training.batch_size": middle, "limits.evaluation_batch_size": evaluation_size})
         fits = predictor.predict(sized).total <= limit
         lowest, highest = (middle, highest) if fits else (lowest, middle)
     return lowest
