@@ -96,8 +96,8 @@ def plan_what_if(
     recipe: Recipe | None = None, figure: Path | None = None, *, data_dir: Path | None = None, device: str = "auto"
 ) -> tuple[Path, str]:
     """The figure of memory and time against the batch, and the largest batches for usual budgets in words."""
-    wanted, resolved, data_set, chosen_device = _prepare_plan(recipe, data_dir, device)
-    curves = trace_curves(wanted, resolved, data_set, chosen_device)
+    _, resolved, data_set, chosen_device = _prepare_plan(recipe, data_dir, device)
+    curves = trace_curves(resolved, data_set, chosen_device)
     title = f"{resolved.model.name} at {resolved.data.image_size} px, {resolved.training.precision}"
     path = figure or Path(f"{resolved.model.name}-memory.png")
     return write_memory_figure(path, title, curves, BUDGETS), describe_largest_batches(curves)

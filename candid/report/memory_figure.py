@@ -42,7 +42,8 @@ def draw_memory(theme: Theme, title: str, curves: Sequence[Curve], budgets: Mapp
                             textcoords="offset points", color=theme.second, fontsize=7, va="center")  # fmt: skip
     for axes, what in ((memory, "peak memory (GiB)"), (time, "time of a step (s), about")):
         _finish(axes, curves[0].batches, what)
-    memory.legend(fontsize=8)
+    time.grid(axis="y")
+    time.legend(fontsize=8)  # budgets are lines on the other panel
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
 
@@ -56,5 +57,3 @@ def _finish(axes: Axes, batches: Sequence[int], what: str) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.set(xlabel="batch (images)", title=what)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)

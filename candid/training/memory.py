@@ -24,8 +24,8 @@ from candid.recipe import Recipe
 from candid.training.simulation import Moment, Simulation, simulate
 
 Phase = Literal["opening the data", "training", "evaluating", "the result"]
-CODE_BYTES = 8 * 2**20
-"""What oneDNN writes for the layers of a network: machine code and plans, 5 to 12 MiB where it was measured."""
+MARGIN_BYTES = 8 * 2**20
+"""Of the floor: small objects and pages of libraries that come later, 5 to 12 MiB where it was measured."""
 EXAMPLE_BYTES = 200
 """Name, label and places in the order of an epoch, for each picture."""
 PARTS = (
@@ -96,7 +96,9 @@ class Predictor:
     def floor(self) -> float:
         """Bytes held before anything is made, after a step so small that it only loads what a step needs."""
         _train_a_little(self.device)
-        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes() + CODE_BYTES
+        return (
+            torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes() + MARGIN_BYTES
+        )
 
     def simulation(self, recipe: Recipe) -> Simulation:
         """What the recipe's step holds and does."""
@@ -119,7 +121,7 @@ class Predictor:
             moments.append(("evaluating", data | parts))
             moments.append(("the result", data | self._result_parts(moment, simulation, evaluation_size)))
         phase, parts = max(moments, key=lambda pair: sum(pair[1].values()))
-        parts = {"floor": self.floor} | {name: parts[name] for name in PARTS if parts.get(name)}
+        parts = {"floor": self.floor + simulation.code} | {name: parts[name] for name in PARTS if parts.get(name)}
         return Prediction(phase, parts, self._step_s(simulation, recipe, training.batch_size))
 
     def _data(self, recipe: Recipe) -> dict[str, float]:

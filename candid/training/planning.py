@@ -104,12 +104,12 @@ class Curve:
     """For each budget the largest batch that fits; 0 where none does."""
 
 
-def trace_curves(wanted: Recipe, recipe: Recipe, data_set: DataSet, device: torch.device) -> list[Curve]:
+def trace_curves(recipe: Recipe, data_set: DataSet, device: torch.device) -> list[Curve]:
     """Memory and time of a resolved recipe against the batch, for each way that its network can be trained."""
     predictor, curves = Predictor(data_set, recipe, device), list[Curve]()
-    for mode in memory_modes(wanted, recipe):
+    for mode in _modes_of(recipe):
         by_mode = recipe.replace({"training.memory": mode, "training.micro_batch_size": 0})
-        predictions = [predictor.predict(by_mode.replace({"training.batch_size": size})) for size in SHOWN_BATCHES]
+        predictions = [predictor.predict(_at_batch(by_mode, batch_size)) for batch_size in SHOWN_BATCHES]
         curves.append(
             Curve(
                 name=mode,
@@ -186,8 +186,8 @@ def find_limit(recipe: Recipe, device: torch.device) -> int:
     there_is, given = machine_memory(device), recipe.limits.memory
     if parse_size(given) > there_is:
         raise InputError(
-            f"limits.memory is {given} ({size(parse_size(given))}), but {device} has {size(there_is)}; it must be at most "
-            "that. Use a smaller --memory, or leave it out."
+            f"limits.memory is {given} ({size(parse_size(given))}), but there are {size(there_is)} ({device.type}); it "
+            "must be at most that. Use a smaller --memory, or leave it out."
         )
     return parse_size(given) or there_is
 
@@ -195,26 +195,33 @@ def find_limit(recipe: Recipe, device: torch.device) -> int:
 def largest_batch(predictor: Predictor, recipe: Recipe, limit: float) -> int:
     """Images of the largest batch, taken whole, that fits in `limit` bytes; 0 where none does.
 
-    It is one more than MOST_BATCH where that fits too. Evaluation takes as few pictures as training does, where its own batch is larger.
+    It is one more than MOST_BATCH where that fits too. Evaluation takes no more pictures at once than training does.
     """
     lowest, highest = 0, MOST_BATCH + 2
     while highest - lowest > 1:
         middle = (lowest + highest) // 2
-        evaluation_size = min(middle, recipe.limits.evaluation_batch_size)
-        sized = recipe.replace({"training.batch_size": middle, "limits.evaluation_batch_size": evaluation_size})
-        fits = predictor.predict(sized).total <= limit
+        fits = predictor.predict(_at_batch(recipe, middle)).total <= limit
         lowest, highest = (middle, highest) if fits else (lowest, middle)
     return lowest
+
+
+def _at_batch(recipe: Recipe, batch_size: int) -> Recipe:
+    evaluation_size = min(batch_size, recipe.limits.evaluation_batch_size)
+    return recipe.replace({"training.batch_size": batch_size, "limits.evaluation_batch_size": evaluation_size})
 
 
 def memory_modes(wanted: Recipe, recipe: Recipe) -> list[str]:
     """What `training.memory` may become, the resolved value first, then what holds less."""
     if wanted.training.memory != "auto":
         return [recipe.training.memory]
-    modes = ["plain", "shared", "recompute"]
-    if not find_variant(recipe.model.name).has_dense_blocks:
-        modes.remove("shared")
+    modes = _modes_of(recipe)
     return modes[modes.index(recipe.training.memory) :]
+
+
+def _modes_of(recipe: Recipe) -> list[str]:
+    """All that `training.memory` may be for the recipe's network, what holds most first."""
+    has_shared = find_variant(recipe.model.name).has_dense_blocks
+    return ["plain", "shared", "recompute"] if has_shared else ["plain", "recompute"]
 
 
 def _candidates(wanted: Recipe, recipe: Recipe, predictor: Predictor, allow_bf16: bool) -> Iterator[Recipe]:

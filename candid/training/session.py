@@ -1,5 +1,6 @@
 """The epochs of a run: train, validate, save; stop at any step and go on from there."""
 
+import gc
 import math
 import time
 import traceback
@@ -96,6 +97,7 @@ class Session:
     def finish(self) -> None:
         """Look at the test split once and write the result; stopped here, a run is finished when it is resumed."""
         del self.trainer, self.batches  # the evaluation needs room
+        gc.collect()  # a network that recomputes refers to itself
         predicted_mib = None if self.predicted is None else round(self.predicted.total / 2**20, 1)
         if self.ranks.is_first:
             validation = self.data.validation

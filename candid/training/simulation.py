@@ -33,6 +33,12 @@ SCALES = [0.0, *(2.0**exponent for exponent in range(13))]
 """Batch sizes at which the fullest moment is looked for; between two of them it is one of theirs, or nearly so."""
 DENSE_PRODUCTS = {"candid::norm_product": (0, 3, 1), "candid::norm_product_backward": (8, 12, 2)}
 """Matrix products inside pieces of the dense block: arguments that are maps and weight, and how many products."""
+CODE_BYTES = {
+    ("aten::convolution", torch.float32): 0.05 * 2**20,
+    ("aten::convolution", torch.bfloat16): 0.25 * 2**20,
+    ("candid::norm_product", torch.bfloat16): 3.8 * 2**20,
+}
+"""What oneDNN keeps for each shape of a product and its gradients: the code that it writes for it, as measured."""
 DEPTH_DRAWS = {"survival": 1.0, "drop_path": 0.0}
 """Attributes of modules that leave out layers by chance, and the values at which they leave out none."""
 
@@ -73,6 +79,8 @@ class Simulation:
     evaluation: tuple[Moment, ...]
     gradients: int
     """Bytes of all gradients."""
+    code: float
+    """Bytes of the code that is written for the network's shapes, on the CPU."""
     checkpoint: int
     """Bytes of the evaluated weights."""
     work: Work
@@ -157,6 +165,7 @@ def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int) -> Simulation:
     return Simulation(
         training=training.moments,
         evaluation=evaluation.moments,
+        code=sum(ledger.code.values()) if trainer.device.type == "cpu" else 0.0,
         gradients=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
         checkpoint=sum(tensor.nbytes for tensor in evaluated),
         work=Work(training.multiply_adds / NUM_IMAGES, training.bytes_moved / NUM_IMAGES, training.fixed_bytes_moved),
@@ -212,6 +221,7 @@ class _Ledger(TorchDispatchMode):
         self._fixed: Counter[Kind] = Counter()
         self._growing: Counter[Kind] = Counter()
         self._watch = _Watch()
+        self.code: dict[object, float] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -221,9 +231,11 @@ class _Ledger(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             self._watch.multiply_adds += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) / 2
             self._note_workspace(args)
+            self._note_code(func.name(), args)
         elif func.name() in DENSE_PRODUCTS:
             maps, weight, times = DENSE_PRODUCTS[func.name()]
             self._watch.multiply_adds += times * args[maps].shape[0] * args[weight].numel()
+            self._note_code(func.name(), args)
         elif any(is_new) or func._schema.is_mutable:
             moved = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             grows = any(self._held[_key(leaf)].grows for leaf in moved if _key(leaf) in self._held)
@@ -296,6 +308,11 @@ class _Ledger(TorchDispatchMode):
         fixed: dict[Kind, int] = {**self._fixed, "temporary": self._fixed["temporary"] + extra}
         per_image: dict[Kind, float] = {kind: num_bytes / NUM_IMAGES for kind, num_bytes in self._growing.items()}
         return Moment(fixed, per_image)
+
+    def _note_code(self, name: str, args: tuple[Any, ...]) -> None:
+        tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
+        shapes = (name, *((leaf.shape, leaf.dtype) for leaf in tensors))
+        self.code[shapes] = CODE_BYTES.get((name, tensors[0].dtype), 0.0)
 
     def _note_workspace(self, args: tuple[Any, ...]) -> None:
         """A product on the CPU holds its weights once more, in the order and format that suit the processor."""
