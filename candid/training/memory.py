@@ -94,7 +94,10 @@ class Predictor:
 
     @cached_property
     def floor(self) -> float:
-        """Bytes held before anything is made, after a step so small that it only loads what a step needs."""
+        """Bytes held before anything is made, after a step so small that it only loads what a step needs.
+
+        A simulation leaves some objects behind, so it comes before.
+        """
         _train_a_little(self.device)
         return (
             torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes() + MARGIN_BYTES

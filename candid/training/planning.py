@@ -146,6 +146,7 @@ def make_plan(
     """
     limit = find_limit(recipe, device)
     predictor = Predictor(data_set, recipe, device)
+    predictor.predict(recipe)
     if limit <= predictor.floor:
         raise InputError(
             f"limits.memory is {recipe.limits.memory} ({size(limit)}), but Python, PyTorch and candid alone hold "
@@ -156,7 +157,7 @@ def make_plan(
         option = _fit_evaluation(Option(candidate, predictor.predict(candidate)), predictor, limit)
         tried.append(option)
         if option.prediction.total <= limit:
-            advice = _advise(wanted, option, tried, predictor)
+            advice = _advise(wanted, option, tried, predictor, limit)
             return Plan((*tried, *_whole_batches(wanted, recipe, predictor, tried)), option, limit,
                         recipe.limits.memory, advice)  # fmt: skip
     raise InputError(_explain_nothing_fits(recipe, tried, limit))
@@ -264,20 +265,29 @@ def _whole_batches(wanted: Recipe, recipe: Recipe, predictor: Predictor, tried: 
     return [Option(candidate, predictor.predict(candidate)) for candidate in later]
 
 
-def _advise(wanted: Recipe, chosen: Option, tried: Sequence[Option], predictor: Predictor) -> str:
+def _advise(wanted: Recipe, chosen: Option, tried: Sequence[Option], predictor: Predictor, limit: int) -> str:
     """What splitting means for batch normalisation, and what would do without."""
     recipe = chosen.recipe
     if recipe.training.micro_batch_size == wanted.training.micro_batch_size:
         return ""
     if not predictor.simulation(recipe).normalises:
         return "The gradients of the micro-batches add up to those of the batch: nothing else changes."
+    splits = (
+        f"Batch normalisation sees micro-batches of {recipe.training.micro_batch_size} and takes its statistics from "
+        f"them, where the recipe has batches of {recipe.training.batch_size}: not quite the same training. To keep "
+        "even that exact, "
+    )
+    if predictor.pictures.stored_bytes is None and wanted.data.in_memory is None:
+        streamed = recipe.replace(
+            {"training.micro_batch_size": wanted.training.micro_batch_size, "data.in_memory": False}
+        )
+        if predictor.predict(streamed).total <= limit:
+            return f"{splits}read the pictures from disk: --set data.in_memory=false."
     whole = [option for option in tried if option.recipe.training.micro_batch_size == wanted.training.micro_batch_size]
     least = min(whole, key=lambda option: option.prediction.total)
     return (
-        f"Batch normalisation sees micro-batches of {recipe.training.micro_batch_size} and takes its statistics from "
-        f"them, where the recipe has batches of {recipe.training.batch_size}: not quite the same training. To keep "
-        f"even that exact, give --memory {math.ceil(least.prediction.total / 2**20)}MiB: then "
-        f"{_assignments(least.settings)} does, without splitting."
+        f"{splits}give --memory {math.ceil(least.prediction.total / 2**20)}MiB: then {_assignments(least.settings)} "
+        "does, without splitting."
     )
 
 
