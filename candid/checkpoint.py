@@ -140,6 +140,10 @@ class RunFolder:
     def record_resume(self, recipe: Recipe, environment: Mapping[str, object]) -> None:
         """Note that the run goes on, with what, and where; its recipe is from now on `recipe`."""
         append_line(self.path / "resumes.jsonl", json.dumps({"time": _now(), **environment}))
+        self.record_recipe(recipe)
+
+    def record_recipe(self, recipe: Recipe) -> None:
+        """The run goes on with `recipe`."""
         write_file(self.path / "recipe.toml", recipe.to_toml())
 
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:

@@ -325,6 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{place} cannot be used: {error.strerror}. Expected a writable place with room; try another.", err=True
         )
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from candid.out_of_memory import is_out_of_memory
+
+        if "--debug" in arguments or not is_out_of_memory(error):
+            raise
+        typer.echo("Out of memory; expected more. Close other programs, or use another --device.", err=True)
+        sys.exit(1)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

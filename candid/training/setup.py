@@ -66,6 +66,11 @@ def choose_memory(recipe: Recipe) -> str:
             f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
             "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
         )
+    if memory == "recompute" and recipe.training.compile and not find_variant(network).has_dense_block:
+        raise InputError(
+            f"training.memory is 'recompute' and training.compile is true, which torch cannot do together for "
+            f"{network}; expected one of them. Leave --compile out, or set training.memory to plain."
+        )
     return "plain" if memory == "auto" else memory
 
 
