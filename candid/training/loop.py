@@ -81,6 +81,8 @@ class Trainer:
         self.model = build_network(recipe, num_classes).to(device)
         self.freezing = plan_freezing(recipe, num_classes)
         self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
+        if recipe.training.sync_batch_norm and ranks.number > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # names stay; evaluation does as before
         if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
             recompute_segments(self.model)  # a dense block does so by itself
         self.optimizer = build_optimizer(recipe.optimizer, self.model)

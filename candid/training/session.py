@@ -263,8 +263,8 @@ class Session:
         if self.ranks.number > 1:
             share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
             self.reporter.say(
-                f"{self.ranks.number} ranks, each with up to {share} examples of every batch; "
-                "batch normalisation takes its statistics per rank"
+                f"{self.ranks.number} ranks, each with up to {share} examples of every batch; batch normalisation "
+                f"takes its statistics {'over all ranks' if self.recipe.training.sync_batch_norm else 'per rank'}"
             )
 
 

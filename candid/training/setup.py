@@ -33,6 +33,11 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
     if recipe.training.compile:
         refuse_compiling_without_compiler(device)
+    if recipe.training.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            f"training.sync_batch_norm is true, but torch does this on GPUs only, not on {device.type}; it must be "
+            "false here. Leave --sync-bn out."
+        )
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
@@ -61,15 +66,21 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
 def choose_memory(recipe: Recipe) -> str:
     """What `training.memory` of a recipe comes to for its network."""
     memory, network = recipe.training.memory, recipe.model.name
-    if memory == "shared" and not find_variant(network).has_dense_block:
+    has_dense_block, synchronises = find_variant(network).has_dense_block, recipe.training.sync_batch_norm
+    if memory == "shared" and not has_dense_block:
         raise InputError(
             f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
             "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
         )
-    if memory == "recompute" and recipe.training.compile and not find_variant(network).has_dense_block:
+    if memory == "recompute" and recipe.training.compile and not has_dense_block:
         raise InputError(
             f"training.memory is 'recompute' and training.compile is true, which torch cannot do together for "
             f"{network}; expected one of them. Leave --compile out, or set training.memory to plain."
+        )
+    if memory in ("shared", "recompute") and has_dense_block and synchronises:
+        raise InputError(
+            f"training.memory is {memory!r} and training.sync_batch_norm is true, but a dense block that keeps less "
+            "takes its statistics by itself; it must be 'auto' or 'plain'. Or leave --sync-bn out."
         )
     return "plain" if memory == "auto" else memory
 
