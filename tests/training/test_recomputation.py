@@ -15,6 +15,7 @@ from candid.models import build_model, find_variant
 from candid.models.auxiliary import split_output
 from candid.training.recomputation import recompute_segments
 from candid.training.run import resume_run, train_run
+from candid.training.setup import choose_memory
 from candid.training.stopping import Stopped
 
 KEPT = {  # of each family one, with the largest share that it may keep of what the plain network keeps
@@ -152,6 +153,16 @@ def test_a_run_is_the_same_and_may_change_in_the_middle(changes: dict[str, objec
 def without_recipe(names: list[str]) -> list[str]:
     """The files that differ, without those that tell of training.memory."""
     return [name for name in names if name != "recipe" and not name.endswith("state")]
+
+
+def test_compiling_and_recomputing_are_refused_together():
+    recipe = small_recipe(Path("unused"), training__memory="recompute", training__compile=True)
+    with pytest.raises(InputError) as caught:
+        choose_memory(recipe)
+    assert str(caught.value) == (
+        "training.memory is 'recompute' and training.compile is true, which torch cannot do together for lenet-relu; "
+        "expected one of them. Leave --compile out, or set training.memory to plain."
+    )
 
 
 def test_sharing_needs_a_dense_block(pictures: Path, tmp_path: Path):
