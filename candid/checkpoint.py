@@ -6,12 +6,9 @@ by its manifest.
 """
 
 import csv
-import fcntl
 import json
-import os
-import platform
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +25,7 @@ from candid.data.preprocessing import Preprocessing
 from candid.device import torch_memory_format
 from candid.durable import append_line, new_folder, remove_folder, remove_partial, write_file
 from candid.errors import CheckpointError, InputError, did_you_mean
+from candid.locking import locked
 from candid.manifest import REMEDY, describe_files, read_verified, verify_file
 from candid.models import build_model
 from candid.randomness import seed_for
@@ -135,32 +133,17 @@ class RunFolder:
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Keep other processes from training into this folder; the lock of a process that died is void.
-
-        Raises:
-            InputError: if another process holds it.
-        """
-        with (self.path / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, data workers do not inherit it
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise InputError(
-                    f"{self.path} is being trained by {holder}; expected a run that nobody trains. "
-                    "Wait for it, stop it, or use another --out."
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
-            yield
-        (self.path / "lock").unlink(missing_ok=True)
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training into this folder; see `locking.locked`."""
+        return locked(self.path)
 
     def record_resume(self, recipe: Recipe, environment: Mapping[str, object]) -> None:
         """Note that the run goes on, with what, and where; its recipe is from now on `recipe`."""
         append_line(self.path / "resumes.jsonl", json.dumps({"time": _now(), **environment}))
+        self.record_recipe(recipe)
+
+    def record_recipe(self, recipe: Recipe) -> None:
+        """The run goes on with `recipe`."""
         write_file(self.path / "recipe.toml", recipe.to_toml())
 
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:

@@ -56,6 +56,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network.")] = False,
+    sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Take batch statistics over all ranks, on GPUs.")] = False,
     deterministic: Annotated[
         bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
     ] = None,
@@ -76,6 +77,7 @@ def train(
         "seed": seed,
         "training.precision": precision,
         "training.compile": compile_network or None,
+        "training.sync_batch_norm": sync_bn or None,
         "training.deterministic": deterministic,
         "limits.max_time": max_time,
         "limits.save_every": save_every,
@@ -324,6 +326,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(
             f"{place} cannot be used: {error.strerror}. Expected a writable place with room; try another.", err=True
         )
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from candid.out_of_memory import is_out_of_memory
+
+        if "--debug" in arguments or not is_out_of_memory(error):
+            raise
+        typer.echo("Out of memory; expected more. Close other programs, or use another --device.", err=True)
         sys.exit(1)
 
 

@@ -141,6 +141,12 @@ class Training(Part):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass; auto takes bf16 where the machine gains by it."""
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    memory: Literal["auto", "plain", "shared", "recompute"] = "auto"
+    """What the forward pass keeps for the backward pass; the mathematics is the same. plain: what every layer keeps.
+    shared, of DenseNets alone: the maps of a dense block once, in one buffer. recompute: the least; the rest is
+    computed again. auto takes shared where it wins, else plain."""
+    sync_batch_norm: bool = False
+    """Take the statistics of batch normalisation over all ranks, on GPUs; false takes them on each rank alone."""
     compile: bool = False
     """Let torch.compile fuse the network."""
     deterministic: bool | None = None

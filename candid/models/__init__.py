@@ -71,6 +71,11 @@ class Variant:
         return "dropout" in self.config.__dataclass_fields__
 
     @property
+    def has_dense_block(self) -> bool:
+        """Whether the network is made of blocks whose layers read the maps of all layers before them."""
+        return self.family == "densenet"
+
+    @property
     def dropout(self) -> float:
         """The paper's probability of dropping a value."""
         return getattr(self.config, "dropout", 0.0)

@@ -80,8 +80,9 @@ def resume_run(
     run = RunFolder.open(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker), _locked(run, ranks):
         data_set = open_data_set(run.recipe.data.name, data_dir)
-        recipe = run.recipe if wanted is None else resolve_recipe(wanted, data_set, chosen_device)
-        changes = list_differences(run.recipe, recipe)
+        own = resolve_recipe(run.recipe, data_set, chosen_device)  # where it is older than a key, that is still open
+        recipe = own if wanted is None else resolve_recipe(wanted, data_set, chosen_device)
+        changes = list_differences(own, recipe)
         _refuse_changes(run, changes, allowed)
         _refuse_finished(run, recipe)
         data = open_training_data(data_set, recipe)

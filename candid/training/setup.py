@@ -20,6 +20,7 @@ from candid.device import (
     describe_processor,
     refuse_compiling_without_compiler,
 )
+from candid.errors import InputError
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.progress import command_line
@@ -32,6 +33,11 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
     if recipe.training.compile:
         refuse_compiling_without_compiler(device)
+    if recipe.training.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            f"training.sync_batch_norm is true, but torch does this on GPUs only, not on {device.type}; it must be "
+            "false here. Leave --sync-bn out."
+        )
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
@@ -48,12 +54,35 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             "training.deterministic": device.type == "cpu"
             if recipe.training.deterministic is None
             else recipe.training.deterministic,
+            "training.memory": choose_memory(recipe),
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
         }
     )
     with torch.device("meta"):
         model = build_network(recipe, len(data_set.class_names))
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def choose_memory(recipe: Recipe) -> str:
+    """What `training.memory` of a recipe comes to for its network."""
+    memory, network = recipe.training.memory, recipe.model.name
+    has_dense_block, synchronises = find_variant(network).has_dense_block, recipe.training.sync_batch_norm
+    if memory == "shared" and not has_dense_block:
+        raise InputError(
+            f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
+            "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
+        )
+    if memory == "recompute" and recipe.training.compile and not has_dense_block:
+        raise InputError(
+            f"training.memory is 'recompute' and training.compile is true, which torch cannot do together for "
+            f"{network}; expected one of them. Leave --compile out, or set training.memory to plain."
+        )
+    if memory in ("shared", "recompute") and has_dense_block and synchronises:
+        raise InputError(
+            f"training.memory is {memory!r} and training.sync_batch_norm is true, but a dense block that keeps less "
+            "takes its statistics by itself; it must be 'auto' or 'plain'. Or leave --sync-bn out."
+        )
+    return "plain" if memory == "auto" else memory
 
 
 def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:

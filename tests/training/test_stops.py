@@ -127,12 +127,15 @@ def test_the_step_that_is_running_is_finished_and_saved(straight: tuple[Recipe, 
 
 
 def test_a_second_signal_leaves_at_once(straight: tuple[Recipe, RunFolder], tmp_path: Path):
-    recipe, _ = straight
+    recipe, expected = straight
     arguments = ["train", recipe_file(recipe, tmp_path), "--out", str(tmp_path / "run")]
     process = start(signal_in, "mid-epoch", signal.SIGINT, 2, arguments, tmp_path / "said.txt")
     assert outcome(process) == 130
     wait_for_children(process, time.time())
-    assert RunFolder.open(tmp_path / "run").load("latest").step == 4  # of the end of the epoch before
+    run = RunFolder.open(tmp_path / "run")
+    assert max((folder.name for folder in run.checkpoints.glob("step-*")), default="") in ("", "step-00000004")
+    assert outcome(start(train_or_resume, recipe, run.path)) == 0  # from the last save that was on the disk by then
+    assert compare_runs(expected, run).are_equal
 
 
 def test_the_end_of_the_time_saves_and_is_no_failure(straight: tuple[Recipe, RunFolder], tmp_path: Path):
