@@ -27,7 +27,7 @@ from candid.durable import append_line, new_folder, remove_folder, remove_partia
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.locking import locked
 from candid.manifest import REMEDY, describe_files, read_verified, verify_file
-from candid.models import build_model
+from candid.models import build_model, find_variant
 from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
 
@@ -286,6 +286,7 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
             in_channels=recipe.data.channels,
             image_size=recipe.data.image_size,
             dropout=recipe.model.dropout,
+            memory=recipe.training.memory if find_variant(recipe.model.name).has_dense_block else "plain",
         )
     return model.to(memory_format=torch_memory_format(recipe.training.memory_format))
 

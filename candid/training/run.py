@@ -44,7 +44,9 @@ def train_run(
         recipe = resolve_recipe(recipe, data_set, chosen_device)
         data = open_training_data(data_set, recipe)
         start = load_start(recipe, len(data_set.class_names))
-        environment = describe_environment(chosen_device, data.train, ranks.number) | {"weights_sha256": _sha256(start)}
+        environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
+            "weights_sha256": _sha256(start)
+        }
         run = RunFolder.create(out, recipe, environment) if ranks.is_first else RunFolder(out)
         with _locked(run, ranks):
             stop = Stop(recipe.limits.max_seconds, last_step)
@@ -86,7 +88,7 @@ def resume_run(
         _refuse_changes(run, changes, allowed)
         _refuse_finished(run, recipe)
         data = open_training_data(data_set, recipe)
-        environment = describe_environment(chosen_device, data.train, ranks.number)
+        environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
         if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
             raise DataError(
                 f"The training pictures of {data_set.name} are not those that {out} began with; expected the same "

@@ -23,6 +23,7 @@ from candid.training.progress import Reporter, table_text
 from candid.training.ranks import Ranks
 from candid.training.result import finish_run
 from candid.training.saving import Saver
+from candid.training.setup import describe_dense_blocks
 from candid.training.stopping import Stop, Stopped, stop_for
 from candid.training.whole_steps import TornStep
 from candid.weights import Loaded
@@ -260,6 +261,9 @@ class Session:
             f"{describe_device(self.device)}, {self.recipe.training.precision}, "
             f"{self.recipe.training.memory_format}; run folder {self.run.path}"
         )
+        dense_blocks = describe_dense_blocks(self.recipe, self.device)
+        if dense_blocks is not None:
+            self.reporter.say(f"Dense blocks: {dense_blocks}")
         if self.ranks.number > 1:
             share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
             self.reporter.say(

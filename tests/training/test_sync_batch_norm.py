@@ -39,12 +39,12 @@ def test_a_dense_block_that_keeps_less_is_refused(memory: str):
         Path("unused"), model__name="densenet-cifar", training__memory=memory, training__sync_batch_norm=True
     )
     with pytest.raises(InputError) as caught:
-        choose_memory(recipe)
+        choose_memory(recipe, CPU)
     assert str(caught.value) == (
         f"training.memory is '{memory}' and training.sync_batch_norm is true, but a dense block that keeps less takes "
         "its statistics by itself; it must be 'auto' or 'plain'. Or leave --sync-bn out."
     )
-    assert choose_memory(recipe.replace({"training.memory": "auto"})) == "plain"
+    assert choose_memory(recipe.replace({"training.memory": "auto"}), CPU) == "plain"
 
 
 @pytest.mark.parametrize("memory", ["plain", "recompute"])
@@ -59,7 +59,7 @@ def test_the_network_keeps_its_names_and_its_outputs(memory: str):
         training__ema_decay=0.9,
     )
     trainer = Trainer(recipe, 3, 4, CPU, Ranks(rank=0, number=2))
-    plain = Trainer(recipe, 3, 4, CPU).model
+    plain = Trainer(recipe, 3, 4, torch.device("cpu")).model
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in trainer.model.modules()) == 19
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in plain.modules())  # of one rank
     plain.load_state_dict(copy.deepcopy(trainer.model.state_dict()))
