@@ -7,7 +7,7 @@ by its manifest.
 
 import csv
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import load_file as map_tensors
-from safetensors.torch import save as bytes_from_tensors
 from torch import Tensor, nn
 
 from candid.data.preprocessing import Preprocessing
@@ -26,10 +25,11 @@ from candid.device import torch_memory_format
 from candid.durable import append_line, new_folder, remove_folder, remove_partial, write_file
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.locking import locked
-from candid.manifest import REMEDY, describe_files, read_verified, verify_file
+from candid.manifest import REMEDY, Description, describe_files, read_verified, verify_file
 from candid.models import build_model, find_variant
 from candid.randomness import seed_for
 from candid.recipe import Recipe, RecipeError
+from candid.tensor_files import safetensors_in_pieces
 
 NUM_RECENT_KEPT = 2
 Which = Literal["best", "latest"]
@@ -162,15 +162,16 @@ class RunFolder:
                 "epoch_seconds": state.epoch_seconds,
             },
         }
-        contents = {
-            "model.safetensors": bytes_from_tensors(_storable(checkpoint.weights)),
-            "optimizer.safetensors": bytes_from_tensors(_storable(state.tensors)),
-            "state.json": (json.dumps(facts, indent=2) + "\n").encode(),
+        contents: dict[str, Iterable[bytes | memoryview]] = {
+            "model.safetensors": safetensors_in_pieces(checkpoint.weights),
+            "optimizer.safetensors": safetensors_in_pieces(state.tensors),
+            "state.json": [(json.dumps(facts, indent=2) + "\n").encode()],
         }
+        descriptions = {name: Description() for name in contents}
         with new_folder(self.checkpoints / checkpoint.name) as partial:
-            for name, data in contents.items():
-                write_file(partial / name, data)
-            write_file(partial / "manifest.json", describe_files(contents))
+            for name, pieces in contents.items():
+                write_file(partial / name, descriptions[name].of(pieces))
+            write_file(partial / "manifest.json", describe_files(descriptions))
         self._point_to(checkpoint, is_best=is_best)
         self._drop_old()
 
@@ -278,6 +279,7 @@ class RunFolder:
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     """A resolved recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
+    has_blocks = find_variant(recipe.model.name).has_dense_block
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         model = build_model(
@@ -286,7 +288,7 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
             in_channels=recipe.data.channels,
             image_size=recipe.data.image_size,
             dropout=recipe.model.dropout,
-            memory=recipe.training.memory if find_variant(recipe.model.name).has_dense_block else "plain",
+            memory=recipe.training.memory if has_blocks else "plain",  # others are recomputed from outside
         )
     return model.to(memory_format=torch_memory_format(recipe.training.memory_format))
 
@@ -371,8 +373,3 @@ def _read_tensors(folder: Path, name: str, *, is_kept: bool) -> dict[str, Tensor
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU and contiguous, as safetensors wants them."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

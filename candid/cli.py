@@ -1,7 +1,6 @@
 """The command line: it parses, calls and renders; torch is imported only inside commands."""
 
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ import typer
 
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
+from candid.plan_command import Allow, Memory, allows_bf16, plan
+from candid.printing import print_table, show, terminal_width
 from candid.words import interval, percent
 from candid.zoo import read_entries
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(plan)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; else $CANDID_DATA and the usual places.")]
@@ -60,6 +63,8 @@ def train(
     deterministic: Annotated[
         bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
     ] = None,
+    memory: Memory = None,
+    allow: Allow = None,
     max_time: Annotated[str | None, typer.Option(help="Stop and save after this time, such as 30m or 2h.")] = None,
     save_every: Annotated[str | None, typer.Option(help="Save within epochs too: 200steps or 5m.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/MODEL-DATA.")] = None,
@@ -79,21 +84,25 @@ def train(
         "training.compile": compile_network or None,
         "training.sync_batch_norm": sync_bn or None,
         "training.deterministic": deterministic,
+        "limits.memory": memory,
         "limits.max_time": max_time,
         "limits.save_every": save_every,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    assignments, name = assignments or [], recipe or recipe_option
+    assignments, name, bf16 = assignments or [], recipe or recipe_option, allows_bf16(allow)
     from candid.recipe import keys_of
+    from candid.recipes import choose_recipe
 
-    base = _resumed_recipe(out) if resume and name is None and data is None else _choose_recipe(name, data)
+    base = _resumed_recipe(out) if resume and name is None and data is None else choose_recipe(name, data)
     wanted = base.replace(given).override(assignments)
     allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
 
     from candid.workflow import train as train_network
 
     try:
-        run = train_network(wanted, out, resume=resume, allowed=allowed, data_dir=data_dir, device=device)
+        run = train_network(
+            wanted, out, resume=resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device
+        )
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -123,7 +132,7 @@ def evaluate(
         (scores.class_name, f"{scores.images:,}", *map(percent, (scores.recall, scores.precision, scores.f1)))
         for scores in evaluation.per_class()
     ]
-    _print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
+    print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
     typer.echo(f"Written to {evaluation_folder(run, split, data)}")
 
 
@@ -202,7 +211,7 @@ def predict(
     elif csv_file is None:
         rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
         if rows:
-            _print_table(("picture", *(f"{rank}." for rank in range(1, len(rows[0])))), rows)
+            print_table(("picture", *(f"{rank}." for rank in range(1, len(rows[0])))), rows)
     problems = [prediction.problem for prediction in predictions if prediction.problem]
     for problem in problems:
         typer.echo(problem, err=True)
@@ -273,10 +282,10 @@ def models(
         from candid.models.summary import summarize
 
         summary = summarize(name, classes, image_size)
-        _show(network_as_dict(summary) if as_json else show_network(summary, _terminal_width()))
+        show(network_as_dict(summary) if as_json else show_network(summary, terminal_width()))
     else:
         entries = read_entries()
-        _show([asdict(entry) for entry in entries] if as_json else show_networks(entries, _terminal_width()))
+        show([asdict(entry) for entry in entries] if as_json else show_networks(entries, terminal_width()))
 
 
 @app.command()
@@ -294,7 +303,7 @@ def datasets() -> None:
         )
         for name, entry in CATALOG.items()
     ]
-    _print_table(("name", "pictures", "download", "origin", "terms"), rows)
+    print_table(("name", "pictures", "download", "origin", "terms"), rows)
 
 
 @app.command()
@@ -305,7 +314,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe a
     if name is not None:
         typer.echo(find_recipe(name).to_toml(), nl=False)
     else:
-        _print_table(("name", "what it is"), [(known, describe_recipe(known)) for known in RECIPES])
+        print_table(("name", "what it is"), [(known, describe_recipe(known)) for known in RECIPES])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -348,30 +357,12 @@ def _resumed_recipe(out: Path | None) -> "Recipe":
     return RunFolder.open(out).recipe
 
 
-def _choose_recipe(name: str | None, data: str | None) -> "Recipe":
-    """The recipe in a TOML file or the shipped one of that name; without a name, the default for the data.
-
-    The shipped default suits the pictures that ship; on other data, training starts from every key's own default.
-    """
-    from candid.recipe import Recipe
-    from candid.recipes import find_recipe
-
-    if name is None:
-        return find_recipe("default") if data is None else Recipe()
-    return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
-
-
 def _numbers(text: str) -> list[float]:
     """The numbers in "0.485,0.456,0.406"."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{text!r} is no list of numbers; expected one for each channel: 0.485,0.456,0.406.") from None
-
-
-def _show(answer: object) -> None:
-    """Text as it is, anything else as JSON."""
-    typer.echo(answer if isinstance(answer, str) else json.dumps(answer, indent=2))
 
 
 def _show_paper(name: str, figure: Path | None) -> None:
@@ -382,27 +373,7 @@ def _show_paper(name: str, figure: Path | None) -> None:
     paper = find_paper(name)
     runs = find_runs(Path("runs"), paper)
     place = write_paper_figure(figure or Path(f"{paper.name}-figure-4.png"), paper, runs)
-    typer.echo(f"{show_paper(paper, read_entries(), runs, _terminal_width())}\n\nFigure: {place}")
-
-
-def _terminal_width() -> int | None:
-    """None where nobody looks: a pipe or a file has no edge at which to shorten."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headings, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no edge at which to wrap
-    console.print(table)
+    typer.echo(f"{show_paper(paper, read_entries(), runs, terminal_width())}\n\nFigure: {place}")
 
 
 def _ranked_cells(prediction: "Prediction") -> list[str]:

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -47,11 +47,12 @@ class FailPoint:
 fail_point = FailPoint(os.environ.get("CANDID_FAIL_AT"))
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` (text as UTF-8) in one step that survives a power cut."""
+def write_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Replace `path` by `data` (text as UTF-8; pieces one after the other) in one step that survives a power cut."""
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        _write_and_sync(partial, data.encode() if isinstance(data, str) else data)
+        data = data.encode() if isinstance(data, str) else data
+        _write_and_sync(partial, [data] if isinstance(data, bytes) else data)
         _rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -90,7 +91,7 @@ def append_line(path: Path, line: str) -> None:
     fail_point.reach(path)
     is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("ab") as file:
-        _add_and_sync(file, ("\n" * is_torn + line + "\n").encode())
+        _add_and_sync(file, [("\n" * is_torn + line + "\n").encode()])
 
 
 def whole_lines(text: str) -> list[str]:
@@ -121,19 +122,20 @@ def remove_partial(folder: Path) -> None:
             entry.unlink()
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     fail_point.reach(path)
     with path.open("wb") as file:
-        _add_and_sync(file, data)
+        _add_and_sync(file, pieces)
 
 
-def _add_and_sync(file: BinaryIO, data: bytes) -> None:
+def _add_and_sync(file: BinaryIO, pieces: Iterable[bytes | memoryview]) -> None:
     path = Path(file.name)
-    half = len(data) // 2 if fail_point.is_set else 0
-    for part in (data[:half], data[half:]):
-        fail_point.reach(path)
-        file.write(part)
-        file.flush()
+    for piece in pieces:
+        half = len(piece) // 2
+        for part in (piece[:half], piece[half:]) if fail_point.is_set else (piece,):
+            fail_point.reach(path)
+            file.write(part)
+            file.flush()
     fail_point.reach(path)
     os.fsync(file.fileno())
 

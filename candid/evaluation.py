@@ -258,7 +258,8 @@ def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
 
 def evaluate_checkpoint(checkpoint: Checkpoint, examples: Examples, split: str, device: torch.device) -> Evaluation:
     """What a checkpoint predicts for `examples`."""
-    batches = EvaluationBatches(examples, checkpoint.preprocessing, device)
+    batch_size = checkpoint.recipe.limits.evaluation_batch_size
+    batches = EvaluationBatches(examples, checkpoint.preprocessing, device, batch_size)
     return evaluate_model(restore_network(checkpoint).to(device), batches, checkpoint.class_names, split)
 
 

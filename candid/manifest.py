@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -12,9 +12,28 @@ FORMAT_VERSION = 2
 REMEDY = "Use a good copy of the run, or train it again."
 
 
-def describe_files(contents: Mapping[str, bytes]) -> str:
+class Description:
+    """Size and SHA-256 of a file, taken while it is written piece by piece."""
+
+    def __init__(self) -> None:
+        """Of an empty file."""
+        self._size, self._sha256 = 0, hashlib.sha256()
+
+    def of(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """The same pieces, each noted as it passes."""
+        for piece in pieces:
+            self._size += len(piece)
+            self._sha256.update(piece)
+            yield piece
+
+    def as_dict(self) -> dict[str, object]:
+        """As the manifest has it."""
+        return {"size": self._size, "sha256": self._sha256.hexdigest()}
+
+
+def describe_files(descriptions: Mapping[str, Description]) -> str:
     """The text of manifest.json for a folder with these files."""
-    return _manifest({name: _describe(data) for name, data in contents.items()})
+    return _manifest({name: description.as_dict() for name, description in descriptions.items()})
 
 
 def read_verified(folder: Path, name: str) -> bytes:

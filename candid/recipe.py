@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from candid.errors import InputError, did_you_mean
+from candid.sizes import EXPECTED, PATTERN, parse_size
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -22,6 +23,7 @@ PATTERNS = {
     "model.freeze": "'none', 'backbone' or 'until:PART', such as until:stages.2",
     "limits.max_time": "a time such as 90s, 30m or 2h",
     "limits.save_every": "'1epoch', a number of steps such as 200steps, or a time such as 5m",
+    "limits.memory": EXPECTED,
 }
 """What is expected of keys whose text follows a pattern."""
 
@@ -51,6 +53,9 @@ class Data(Part):
     tenth elsewhere."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """What happens to a picture that is not square."""
+    in_memory: bool | None = None
+    """Keep the pictures of a folder in memory, decoded; false reads them again for every batch. None does what suits
+    their size and number. Other data sets always are in memory."""
 
     @model_validator(mode="after")
     def _validation_is_a_count_or_a_share(self) -> Self:
@@ -200,12 +205,23 @@ class Schedule(Part):
 
 
 class Limits(Part):
-    """How long a run may take and how often it saves; none of this changes what it learns."""
+    """What a run may take and how often it saves; none of this changes what it learns."""
+
+    memory: Annotated[str, Field(pattern=PATTERN)] = ""
+    """Most memory that a run may hold, such as 2GiB: of the process on a CPU, of tensors on a GPU; empty is no limit.
+    A new run chooses training.memory and what else it needs to fit."""
+    evaluation_batch_size: Count = 128
+    """Pictures that are evaluated at once."""
 
     max_time: Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h))?$")] = ""
     """Time after which the run stops and saves, such as 30m or 2h; empty is no limit."""
     save_every: Annotated[str, Field(pattern=r"^(1epoch|[1-9]\d*steps?|[1-9]\d*(s|m|h))$")] = "1epoch"
     """When checkpoints are saved beside those at the ends of epochs: 200steps, 5m."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most memory in bytes; 0 is no limit."""
+        return parse_size(self.memory)
 
     @property
     def max_seconds(self) -> float:

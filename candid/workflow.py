@@ -22,10 +22,12 @@ from candid.evaluation import Evaluation, evaluate_checkpoint
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
+from candid.report.memory_figure import write_memory_figure
 from candid.report.writing import write_report
+from candid.training.planning import BUDGETS, Plan, describe_largest_batches, make_plan, trace_curves
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
-from candid.training.setup import describe_versions
+from candid.training.setup import describe_versions, resolve_recipe
 from candid.training.stopping import Stopped
 from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
 from candid.weights.matching import find_num_classes, match, num_misshapen
@@ -46,6 +48,7 @@ def train(
     *,
     resume: bool = False,
     allowed: Set[str] = frozenset(),
+    allow_bf16: bool = False,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Path:
@@ -53,6 +56,7 @@ def train(
 
     `recipe` None is the default one. `out` None is a new folder in runs/ named after network and data. With
     `resume`, the run in `out` goes on by its own recipe, or by `recipe`, which may differ in the keys `allowed`.
+    Where `limits.memory` is given, a new run chooses settings that fit it, bf16 only if `allow_bf16`.
 
     Raises:
         InputError: if the recipe, the device or `out` cannot be used. Nothing has been written then.
@@ -70,10 +74,42 @@ def train(
     else:
         recipe = recipe or find_recipe("default")
         path = _new_run_path(recipe) if out is None else Path(out)
-        run = train_run(recipe, path, data_dir=data_dir, device=device, reporter=reporter)
+        run = train_run(recipe, path, data_dir=data_dir, device=device, allow_bf16=allow_bf16, reporter=reporter)
     if os.environ.get("RANK", "0") == "0":
         write_report(run.path)
     return run.path
+
+
+def plan(
+    recipe: Recipe | None = None, *, allow_bf16: bool = False, data_dir: Path | None = None, device: str = "auto"
+) -> Plan:
+    """How a recipe fits its `limits.memory`, or the machine's memory; nothing is trained.
+
+    Raises:
+        InputError: if it does not, or the recipe cannot be used.
+    """
+    wanted, resolved, data_set, chosen_device = _prepare_plan(recipe, data_dir, device)
+    return make_plan(wanted, resolved, data_set, chosen_device, allow_bf16=allow_bf16)
+
+
+def plan_what_if(
+    recipe: Recipe | None = None, figure: Path | None = None, *, data_dir: Path | None = None, device: str = "auto"
+) -> tuple[Path, str]:
+    """The figure of memory and time against the batch, and the largest batches for usual budgets in words."""
+    wanted, resolved, data_set, chosen_device = _prepare_plan(recipe, data_dir, device)
+    curves = trace_curves(wanted, resolved, data_set, chosen_device)
+    title = f"{resolved.model.name} at {resolved.data.image_size} px, {resolved.training.precision}"
+    path = figure or Path(f"{resolved.model.name}-memory.png")
+    return write_memory_figure(path, title, curves, BUDGETS), describe_largest_batches(curves)
+
+
+def _prepare_plan(
+    recipe: Recipe | None, data_dir: Path | None, device: str
+) -> tuple[Recipe, Recipe, DataSet, torch.device]:
+    """The recipe as it is wanted and resolved, its data set and its device."""
+    wanted, chosen_device = recipe or find_recipe("default"), choose_device(device)
+    data_set = open_data_set(wanted.data.name, data_dir)
+    return wanted, resolve_recipe(wanted, data_set, chosen_device), data_set, chosen_device
 
 
 def _is_restarted(out: str | Path | None) -> bool:
@@ -145,7 +181,8 @@ def evaluate(
     data_set = open_data_set(name, data_dir)
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
-    examples = keep_in_memory(open_split(data_set, split, checkpoint.recipe), checkpoint.preprocessing)
+    in_split = open_split(data_set, split, checkpoint.recipe)
+    examples = keep_in_memory(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())

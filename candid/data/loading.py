@@ -64,26 +64,33 @@ def open_training_data(data_set: DataSet, recipe: Recipe) -> TrainingData:
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
     )
-    train = keep_in_memory(train, neutral)
+    train = keep_in_memory(train, neutral, recipe.data.in_memory)
     if data_set.mean is not None and data_set.std is not None and channels == data_set.channels:
         mean, std = data_set.mean, data_set.std
     else:
         mean, std = channel_statistics(train, neutral)
     return TrainingData(
         train=train,
-        validation=None if validation is None else keep_in_memory(validation, neutral),
+        validation=None if validation is None else keep_in_memory(validation, neutral, recipe.data.in_memory),
         preprocessing=neutral.model_copy(update={"mean": mean, "std": std}),
     )
 
 
-def keep_in_memory(examples: Examples, preprocessing: Preprocessing) -> Examples:
-    """The examples decoded and squared into one tensor when they are small enough; else as they are."""
+def keep_in_memory(examples: Examples, preprocessing: Preprocessing, wanted: bool | None = None) -> Examples:
+    """The examples decoded and squared into one tensor if so wanted; else as they are.
+
+    None wants it where they are small enough. What is in memory from the start stays there.
+    """
     if isinstance(examples, StoredExamples):
         return StoredExamples(_with_channels(examples.images, preprocessing.channels), examples.labels, examples.files)
-    side = preprocessing.image_size
-    if side > MAX_SIDE_IN_MEMORY_PX or len(examples) * preprocessing.channels * side**2 > MAX_BYTES_IN_MEMORY:
-        return examples
-    return StoredExamples(decode_all(examples, preprocessing), examples.labels, examples.files)
+    if wanted is None:
+        wanted = fits_in_memory(len(examples), preprocessing.channels, preprocessing.image_size)
+    return StoredExamples(decode_all(examples, preprocessing), examples.labels, examples.files) if wanted else examples
+
+
+def fits_in_memory(num_pictures: int, channels: int, side_px: int) -> bool:
+    """Whether a folder's pictures are kept in memory where nothing is said about it."""
+    return side_px <= MAX_SIDE_IN_MEMORY_PX and num_pictures * channels * side_px**2 <= MAX_BYTES_IN_MEMORY
 
 
 def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
@@ -189,14 +196,20 @@ class TrainingBatches:
 class EvaluationBatches:
     """(inputs [N, C, H, W], labels [N]) of all examples in their order, without randomness."""
 
-    def __init__(self, examples: Examples, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        batch_size: int = EVALUATION_BATCH_SIZE,
+    ) -> None:
         """Nothing is read before the first batch is asked for."""
         self.examples = examples
-        self._preprocessing, self._device = preprocessing, device
+        self._preprocessing, self._device, self._batch_size = preprocessing, device, batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of EVALUATION_BATCH_SIZE, the last one shorter."""
-        windows = list(torch.arange(len(self.examples)).split(EVALUATION_BATCH_SIZE))
+        """Batches of `batch_size`, the last one shorter."""
+        windows = list(torch.arange(len(self.examples)).split(self._batch_size))
         if isinstance(self.examples, StoredExamples):
             stored = self.examples
             pictures = (self._preprocessing.make_square(stored.images[window]) for window in windows)

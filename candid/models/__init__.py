@@ -73,7 +73,7 @@ class Variant:
     @property
     def has_dense_block(self) -> bool:
         """Whether the network is made of blocks whose layers read the maps of all layers before them."""
-        return self.family == "densenet"
+        return "memory" in self.config.__dataclass_fields__
 
     @property
     def dropout(self) -> float:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from candid.errors import InputError, did_you_mean
 from candid.recipe import Recipe
@@ -26,6 +27,16 @@ def find_recipe(name: str) -> Recipe:
         advice = did_you_mean(name, RECIPES, "`candid recipes` shows all names.")
         raise InputError(f"No recipe is called {name!r}, and no file is. {advice}")
     return RECIPES[name]().replace({"name": name})
+
+
+def choose_recipe(name: str | None, data: str | None) -> Recipe:
+    """The recipe in a TOML file or the shipped one of that name; without a name, the default for the data.
+
+    The shipped default suits the pictures that ship; on other data, training starts from every key's own default.
+    """
+    if name is None:
+        return find_recipe("default") if data is None else Recipe()
+    return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
 
 
 def describe_recipe(name: str) -> str:

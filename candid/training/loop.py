@@ -20,7 +20,7 @@ from candid.models import find_variant
 from candid.models.auxiliary import split_output
 from candid.randomness import seed_for
 from candid.recipe import Recipe
-from candid.training.freezing import plan_freezing
+from candid.training.freezing import Freezing, plan_freezing
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
 from candid.training.ranks import ALONE, Ranks
 from candid.training.recomputation import BATCH_NORMS, recompute_segments
@@ -78,9 +78,9 @@ class Trainer:
         """Build the network with weights that depend on the recipe's seed alone."""
         self.recipe, self.device, self.ranks, self.step = recipe, device, ranks, 0
         self.start_tally()
-        self.model = build_network(recipe, num_classes).to(device)
-        self.freezing = plan_freezing(recipe, num_classes)
-        self.average = copy.deepcopy(self.model) if recipe.training.ema_decay else None
+        self.model = self.build(num_classes)
+        self.freezing = self.plan_freezing(num_classes)
+        self.average = self.copy_model() if recipe.training.ema_decay else None
         if recipe.training.sync_batch_norm and ranks.number > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # names stay; evaluation does as before
         if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
@@ -91,6 +91,18 @@ class Trainer:
         self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
         self.clip_norm = recipe.training.clip_norm or math.inf
         self._run_model: nn.Module = self.model
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network on the device, with weights that depend on the recipe's seed alone."""
+        return build_network(self.recipe, num_classes).to(self.device)
+
+    def plan_freezing(self, num_classes: int) -> Freezing:
+        """Which layers stay as they are."""
+        return plan_freezing(self.recipe, num_classes)
+
+    def copy_model(self) -> nn.Module:
+        """The network once more, with weights of its own."""
+        return copy.deepcopy(self.model)
 
     @property
     def evaluated_model(self) -> nn.Module:

@@ -9,8 +9,10 @@ import torch
 from candid.checkpoint import RunFolder
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import keep_in_memory
+from candid.device import peak_memory_mib
 from candid.durable import write_file
 from candid.evaluation import evaluate_checkpoint
+from candid.sizes import size
 from candid.training.progress import command_line
 from candid.words import interval, percent
 
@@ -21,6 +23,7 @@ def finish_run(
     validation: Examples | None,
     device: torch.device,
     history: Sequence[Mapping[str, Any]],
+    predicted_memory_mib: float | None = None,
 ) -> str:
     """Look at the test split once, with the chosen and the last checkpoint, and write result.json.
 
@@ -38,11 +41,10 @@ def finish_run(
         "steps": last.step,
         "train_seconds": round(sum(row["seconds"] for row in history), 3),
         "images_per_second": round(sum(r["images"] for r in history) / sum(r["seconds"] for r in history), 1),
-        "peak_memory_mib": max(row["peak_memory_mib"] for row in history),
     }
     provenance: dict[str, object] = {"checkpoint": chosen.name, "data": chosen.recipe.data.name}
     if "test" in data_set.openers:
-        examples = keep_in_memory(data_set.openers["test"](), chosen.preprocessing)
+        examples = keep_in_memory(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
         test = evaluate_checkpoint(chosen, examples, "test", device)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
@@ -56,8 +58,18 @@ def finish_run(
     elif validation is not None:
         evaluation = evaluate_checkpoint(chosen, validation, "validation", device)
         evaluation.save(run.path / "evaluation-validation", validation, provenance)
+    peaks = [round(peak_memory_mib(device), 1), *(row["peak_memory_mib"] for row in history)]
+    result |= {"predicted_memory_mib": predicted_memory_mib, "peak_memory_mib": max(peaks)}
     write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
-    return describe_result(result, run.chosen)
+    return describe_result(result, run.chosen) + _describe_memory(result)
+
+
+def _describe_memory(result: Mapping[str, Any]) -> str:
+    """Of a run with a budget, what was predicted and what was held."""
+    if result["predicted_memory_mib"] is None:
+        return ""
+    peak, predicted = (size(result[key] * 2**20) for key in ("peak_memory_mib", "predicted_memory_mib"))
+    return f" Memory: at most {peak} were held, {predicted} predicted."
 
 
 def describe_result(result: Mapping[str, Any], chosen: str) -> str:

@@ -11,9 +11,10 @@ import torch
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_existing
 from candid.data.catalog import open_data_set
 from candid.data.loading import open_training_data
-from candid.device import choose_device
+from candid.device import choose_device, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
 from candid.recipe import Recipe, list_differences
+from candid.training.planning import make_plan, predict_within_budget
 from candid.training.progress import Reporter
 from candid.training.ranks import Ranks, joined
 from candid.training.session import Session
@@ -32,16 +33,24 @@ def train_run(
     last_step: int | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
+    allow_bf16: bool = False,
     reporter: Reporter,
 ) -> RunFolder:
     """Train `recipe` into the new run folder `out`, and look at the test split once at the end.
 
-    With `last_step`, stop and save after so many steps.
+    With `last_step`, stop and save after so many steps. Where the recipe has a budget of memory, its plan may take
+    bf16 if `allow_bf16`.
     """
     refuse_existing(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker):
         data_set = open_data_set(recipe.data.name, data_dir)
-        recipe = resolve_recipe(recipe, data_set, chosen_device)
+        wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
+        predicted = None
+        if recipe.limits.memory:
+            return_freed_memory()
+            plan = make_plan(wanted, recipe, data_set, chosen_device, allow_bf16=allow_bf16)
+            recipe, predicted = plan.chosen.recipe, plan.chosen.prediction
+            speaker.say(plan.text())
         data = open_training_data(data_set, recipe)
         start = load_start(recipe, len(data_set.class_names))
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
@@ -50,7 +59,7 @@ def train_run(
         run = RunFolder.create(out, recipe, environment) if ranks.is_first else RunFolder(out)
         with _locked(run, ranks):
             stop = Stop(recipe.limits.max_seconds, last_step)
-            session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop)
+            session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop, predicted)
             session.begin(start)
             _run_session(session)
     return run
@@ -87,6 +96,10 @@ def resume_run(
         changes = list_differences(own, recipe)
         _refuse_changes(run, changes, allowed)
         _refuse_finished(run, recipe)
+        predicted = None
+        if recipe.limits.memory:
+            return_freed_memory()
+            predicted = predict_within_budget(recipe, data_set, chosen_device)
         data = open_training_data(data_set, recipe)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
         if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
@@ -95,7 +108,7 @@ def resume_run(
                 "ones. Bring them back, or train a new run with another --out."
             )
         stop = Stop(recipe.limits.max_seconds, last_step)
-        session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop)
+        session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop, predicted)
         for line in describe_changes(run.environment, environment, changes):
             speaker.say(line)
         found = _load_to_resume(run, ranks)

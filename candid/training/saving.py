@@ -18,23 +18,27 @@ from candid.training.progress import table_text
 class Saver:
     """Saves one checkpoint at a time; the next one, and the end of the run, wait for it to be on the disk."""
 
-    def __init__(self, run: RunFolder) -> None:
-        """Nothing is written yet."""
-        self._run = run
+    def __init__(self, run: RunFolder, *, in_background: bool = True) -> None:
+        """Nothing is written yet. Not in the background, training waits for the disk, and needs no copies."""
+        self._run, self._in_background = run, in_background
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:
-        """Copy what is to be saved, and begin to write it.
+        """Copy what is to be saved, and begin to write it; or write it.
 
         Raises:
             CandidError: if the save before this one failed, or a value is not finite.
         """
         self.wait()
-        checkpoint = replace(checkpoint, weights=_copy(checkpoint.weights))
-        state = replace(state, tensors=_copy(state.tensors), history=list(state.history))
+        if self._in_background:
+            checkpoint = replace(checkpoint, weights=_copy(checkpoint.weights))
+            state = replace(state, tensors=_copy(state.tensors), history=list(state.history))
         _refuse_not_finite(checkpoint.weights | state.tensors)
-        self._pending = self._pool.submit(self._write, checkpoint, state, is_best)
+        if self._in_background:
+            self._pending = self._pool.submit(self._write, checkpoint, state, is_best)
+        else:
+            self._write(checkpoint, state, is_best)
 
     def check(self) -> None:
         """Raise what went wrong with a save that has ended."""

@@ -18,7 +18,9 @@ from candid.errors import CandidError, DataError
 from candid.evaluation import Evaluation, evaluate_model, join_evaluations
 from candid.out_of_memory import OutOfMemory, free_memory, is_out_of_memory
 from candid.recipe import Recipe
+from candid.sizes import size
 from candid.training.loop import Diverged, Trainer, train_one_epoch
+from candid.training.memory import Prediction
 from candid.training.progress import Reporter, table_text
 from candid.training.ranks import Ranks
 from candid.training.result import finish_run
@@ -44,8 +46,9 @@ class Session:
         reporter: Reporter,
         ranks: Ranks,
         stop: Stop,
+        predicted: Prediction | None = None,
     ) -> None:
-        """Build the network; nothing is read or written yet."""
+        """Build the network; nothing is read or written yet. `predicted` is the memory that it was said to need."""
         self.run, self.data_set, self.data = run, data_set, data
         self.device, self.reporter, self.ranks, self.stop = device, reporter, ranks, stop
         torch.use_deterministic_algorithms(bool(recipe.training.deterministic))
@@ -53,7 +56,8 @@ class Session:
         num_classes = len(data_set.class_names)
         self.batches = TrainingBatches(data, recipe, num_classes, device)
         self.trainer = Trainer(recipe, num_classes, self.batches.steps_per_epoch, device, ranks)
-        self.saver = Saver(run)
+        self.saver = Saver(run, in_background=predicted is None)  # which takes copies of all that is saved
+        self.predicted = predicted
         self.history: list[dict[str, Any]] = []
         self._epoch_began_at_s = self._saved_at_s = time.perf_counter()
         self._saved_step = -1
@@ -102,8 +106,11 @@ class Session:
 
     def finish(self) -> None:
         """Look at the test split once and write the result; stopped here, a run is finished when it is resumed."""
+        del self.trainer, self.batches  # the evaluation needs room
+        predicted_mib = None if self.predicted is None else round(self.predicted.total / 2**20, 1)
         if self.ranks.is_first:
-            self.reporter.say(finish_run(self.run, self.data_set, self.data.validation, self.device, self.history))
+            validation = self.data.validation
+            self.reporter.say(finish_run(self.run, self.data_set, validation, self.device, self.history, predicted_mib))
 
     def _train_epoch(self) -> None:
         losses = [row["train_loss"] for row in self.history]
@@ -192,7 +199,8 @@ class Session:
             return None
         parts = torch.arange(len(examples)).tensor_split(self.ranks.number)
         mine = examples if self.ranks.number == 1 else examples.select(parts[self.ranks.rank])
-        batches = EvaluationBatches(mine, self.data.preprocessing, self.device)
+        batch_size = self.recipe.limits.evaluation_batch_size
+        batches = EvaluationBatches(mine, self.data.preprocessing, self.device, batch_size)
         model, names = self.trainer.evaluated_model, self.data_set.class_names
         if self.ranks.number == 1:
             return evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
@@ -264,6 +272,10 @@ class Session:
         dense_blocks = describe_dense_blocks(self.recipe, self.device)
         if dense_blocks is not None:
             self.reporter.say(f"Dense blocks: {dense_blocks}")
+        if self.predicted is not None:
+            self.reporter.say(
+                f"Predicted to need {size(self.predicted.total)} of {size(self.recipe.limits.memory_bytes)} of memory"
+            )
         if self.ranks.number > 1:
             share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
             self.reporter.say(
