@@ -202,9 +202,15 @@ class Session:
         batch_size = self.recipe.limits.evaluation_batch_size
         batches = EvaluationBatches(mine, self.data.preprocessing, self.device, batch_size)
         model, names = self.trainer.evaluated_model, self.data_set.class_names
-        if self.ranks.number == 1:
-            return evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
-        return join_evaluations(self.ranks.gather(evaluate_model(model, batches, names, "validation")))
+        try:
+            part = evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
+        except Stopped:
+            part = None  # said to the others where all of them meet
+        gathered = self.ranks.gather(part)
+        evaluations = [evaluation for evaluation in gathered if evaluation is not None]
+        if len(evaluations) < len(gathered):
+            stop_for(*self.ranks.agree(self.stop.reason(0)))
+        return join_evaluations(evaluations)
 
     def _end_epoch(self, row: dict[str, Any]) -> None:
         is_best = _score(row) > max(map(_score, self.history), default=-math.inf)

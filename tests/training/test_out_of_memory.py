@@ -1,7 +1,5 @@
 """Memory that runs out, really: a request for more than any machine has fails as every other one would."""
 
-import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import silent, small_recipe
-from processes import command, kill, outcome, start
+from processes import be_rank, command, free_port, kill, outcome, start
 from rich.console import Console
 from test_exactness import differences
 from torch import Tensor, nn
@@ -224,8 +222,7 @@ def test_evaluation_goes_on_in_smaller_parts(run: Path, pictures: Path, tmp_path
 
 def as_rank(rank: int, port: int, arguments: list[str], said: Path) -> None:
     """The command as one rank of two, the second of which runs out of memory at step 3."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
+    be_rank(rank, 2, port)
     if rank == 1:
         Trainer.forward = Failing(Trainer.forward, larger_than(0, 2))
     command(arguments, said)
@@ -235,9 +232,7 @@ def test_one_of_several_ranks_says_what_to_set(pictures: Path, tmp_path: Path):
     recipe = small_recipe(pictures, limits__save_every="1step")
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     arguments = ["train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     first, second = (start(as_rank, rank, port, arguments, tmp_path / f"{rank}.txt") for rank in (0, 1))
     try:
         assert outcome(second, timeout_s=60) == 1
