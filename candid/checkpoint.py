@@ -108,7 +108,14 @@ class RunFolder:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return Recipe.from_toml(self.path / "recipe.toml")
+        path = self.path / "recipe.toml"
+        try:
+            return Recipe.from_toml(path)
+        except RecipeError as error:
+            raise CheckpointError(
+                f"{error}\n{path} holds no recipe of this version. Use the candid version that wrote it, or undo what "
+                "was changed in it."
+            ) from None
 
     @property
     def environment(self) -> dict[str, Any]:
