@@ -205,6 +205,8 @@ class Session:
         try:
             part = evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
         except Stopped:
+            if self.ranks.number == 1:
+                raise
             part = None  # said to the others where all of them meet
         gathered = self.ranks.gather(part)
         evaluations = [evaluation for evaluation in gathered if evaluation is not None]
