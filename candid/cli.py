@@ -96,13 +96,10 @@ def train(
     base = _resumed_recipe(out) if resume and name is None and data is None else choose_recipe(name, data)
     wanted = base.replace(given).override(assignments)
     allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
-
     from candid.workflow import train as train_network
 
     try:
-        run = train_network(
-            wanted, out, resume=resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device
-        )
+        run = train_network(wanted, out, resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device)
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None

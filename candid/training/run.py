@@ -111,22 +111,26 @@ def resume_run(
         session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop, predicted)
         for line in describe_changes(run.environment, environment, changes):
             speaker.say(line)
-        found = _load_to_resume(run, ranks)
-        if found is not None:
-            checkpoint, state, problems = found
-            _refuse_fewer_epochs(run, recipe, checkpoint.step, session.batches.steps_per_epoch)
-            session.restore(checkpoint, state)
-            for problem in problems:
-                speaker.say(f"Passed over: {problem}")
-            speaker.say(
-                f"Resumed at step {checkpoint.step}, after {checkpoint.epoch} of {recipe.training.epochs} epochs."
-            )
-        else:
-            session.begin(_load_same_start(run, recipe, len(data_set.class_names)))
+        _go_where_it_stands(session)
         if ranks.is_first:
             run.record_resume(recipe, environment)
         _run_session(session)
     return run
+
+
+def _go_where_it_stands(session: Session) -> None:
+    """Take a session to its run's newest good checkpoint; to its beginning where it died before the first."""
+    run, recipe, speaker = session.run, session.recipe, session.reporter
+    found = _load_to_resume(run, session.ranks)
+    if found is None:
+        session.begin(_load_same_start(run, recipe, len(session.data_set.class_names)))
+        return
+    checkpoint, state, problems = found
+    _refuse_fewer_epochs(run, recipe, checkpoint.step, session.batches.steps_per_epoch)
+    session.restore(checkpoint, state)
+    for problem in problems:
+        speaker.say(f"Passed over: {problem}")
+    speaker.say(f"Resumed at step {checkpoint.step}, after {checkpoint.epoch} of {recipe.training.epochs} epochs.")
 
 
 def _run_session(session: Session) -> None:
