@@ -21,6 +21,8 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.checkpointing
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.dense_block
+	$(BIN)/python -m benchmarks.memory
 
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables

@@ -108,7 +108,14 @@ class RunFolder:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return Recipe.from_toml(self.path / "recipe.toml")
+        path = self.path / "recipe.toml"
+        try:
+            return Recipe.from_toml(path)
+        except RecipeError as error:
+            raise CheckpointError(
+                f"{error}\n{path} holds no recipe of this version. Use the candid version that wrote it, or undo what "
+                "was changed in it."
+            ) from None
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -140,6 +147,10 @@ class RunFolder:
     def record_resume(self, recipe: Recipe, environment: Mapping[str, object]) -> None:
         """Note that the run goes on, with what, and where; its recipe is from now on `recipe`."""
         append_line(self.path / "resumes.jsonl", json.dumps({"time": _now(), **environment}))
+        self.record_recipe(recipe)
+
+    def record_recipe(self, recipe: Recipe) -> None:
+        """The run goes on with `recipe`."""
         write_file(self.path / "recipe.toml", recipe.to_toml())
 
     def save(self, checkpoint: Checkpoint, state: TrainingState, *, is_best: bool) -> None:
@@ -275,7 +286,7 @@ class RunFolder:
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     """A resolved recipe's network on the CPU, in its memory format, initialised from the recipe's seed alone."""
-    has_blocks = find_variant(recipe.model.name).has_dense_blocks
+    has_blocks = find_variant(recipe.model.name).has_dense_block
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         model = build_model(

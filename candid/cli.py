@@ -59,6 +59,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network.")] = False,
+    sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Take batch statistics over all ranks, on GPUs.")] = False,
     deterministic: Annotated[
         bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
     ] = None,
@@ -81,6 +82,7 @@ def train(
         "seed": seed,
         "training.precision": precision,
         "training.compile": compile_network or None,
+        "training.sync_batch_norm": sync_bn or None,
         "training.deterministic": deterministic,
         "limits.memory": memory,
         "limits.max_time": max_time,
@@ -94,13 +96,10 @@ def train(
     base = _resumed_recipe(out) if resume and name is None and data is None else choose_recipe(name, data)
     wanted = base.replace(given).override(assignments)
     allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
-
     from candid.workflow import train as train_network
 
     try:
-        run = train_network(
-            wanted, out, resume=resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device
-        )
+        run = train_network(wanted, out, resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device)
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -333,6 +332,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(
             f"{place} cannot be used: {error.strerror}. Expected a writable place with room; try another.", err=True
         )
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from candid.out_of_memory import is_out_of_memory
+
+        if "--debug" in arguments or not is_out_of_memory(error):
+            raise
+        typer.echo("Out of memory; expected more. Close other programs, or use another --device.", err=True)
         sys.exit(1)
 
 

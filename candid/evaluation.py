@@ -22,6 +22,7 @@ from candid.data.examples import Examples, StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.durable import new_folder, write_file
 from candid.errors import DataError
+from candid.out_of_memory import WithinMemory
 from candid.randomness import generator_for
 
 NUM_TOP = 5
@@ -222,8 +223,9 @@ def evaluate_model(
     top_classes: list[Tensor] = []
     top_probabilities: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64)
+    apply = WithinMemory(model)
     for inputs, labels in batches:
-        logits = model(inputs).float()
+        logits = apply(inputs).float()
         loss += cross_entropy(logits, labels, reduction="sum").double().cpu()
         probabilities, classes = rank_classes(logits)
         top_classes.append(classes)

@@ -16,6 +16,7 @@ from candid.data.loading import EVALUATION_BATCH_SIZE, read_square
 from candid.device import choose_device
 from candid.errors import DataError
 from candid.evaluation import rank_classes
+from candid.out_of_memory import WithinMemory
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         """Put the checkpoint's network on `device`."""
         self.checkpoint, self._device = checkpoint, device
-        self._model = restore_network(checkpoint).to(device)
+        self._apply = WithinMemory(restore_network(checkpoint).to(device))
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
         """One Prediction for each picture among the files and folders (recursive) in `sources`, in order."""
@@ -69,7 +70,7 @@ class Predictor:
                 problems[file] = str(error)
         ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
         if pictures:
-            logits = self._model(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
+            logits = self._apply(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
             ranked = zip(*rank_classes(logits, top), strict=True)
         for file in files:
             if file in problems:

@@ -150,6 +150,8 @@ class Training(Part):
     """What the forward pass keeps for the backward pass; the mathematics is the same. plain: what every layer keeps.
     shared, of DenseNets alone: the maps of a dense block once, in one buffer. recompute: the least; the rest is
     computed again. auto takes shared where it wins, else plain."""
+    sync_batch_norm: bool = False
+    """Take the statistics of batch normalisation over all ranks, on GPUs; false takes them on each rank alone."""
     compile: bool = False
     """Let torch.compile fuse the network."""
     deterministic: bool | None = None

@@ -45,8 +45,8 @@ NUM_RESUME_TEST_STEPS = 8
 def train(
     recipe: Recipe | None = None,
     out: str | Path | None = None,
-    *,
     resume: bool = False,
+    *,
     allowed: Set[str] = frozenset(),
     allow_bf16: bool = False,
     data_dir: Path | None = None,

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -50,6 +51,18 @@ def command(arguments: list[str], said: Path) -> None:
     sys.argv = ["candid", *arguments]
     with said.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(io.StringIO()):
         main(arguments)
+
+
+def be_rank(rank: int, number: int, port: int) -> None:
+    """Take a place among ranks of this machine, as torchrun gives it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def has_children_left(process: ForkServerProcess) -> bool:

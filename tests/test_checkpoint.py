@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import silent
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, restore_network
 from candid.data.preprocessing import Preprocessing
 from candid.errors import CheckpointError, InputError
 from candid.models import build_model
 from candid.recipe import Recipe
+from candid.training.run import resume_run
 
 RECIPE = Recipe().replace({"model.name": "lenet-bn", "data.image_size": 28, "data.channels": 1})
 
@@ -35,6 +37,25 @@ STATE = TrainingState({"optimizer.0.momentum_buffer": torch.arange(3.0)}, [{"epo
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", RECIPE, {"device": "cpu"})
+
+
+def test_a_run_of_a_newer_version_is_refused_and_stays_as_it_is(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "recipe.toml").read_text().replace("[training]", "[training]\nnew_key = 3")
+    (copy / "recipe.toml").write_text(text)
+    for use in (RunFolder.open(copy).load, lambda: resume_run(copy, reporter=silent())):
+        with pytest.raises(CheckpointError) as caught:
+            use()
+        assert str(caught.value).endswith(
+            f"\n{copy / 'recipe.toml'} holds no recipe of this version. Use the candid version that wrote it, or undo "
+            "what was changed in it."
+        )
+        assert str(caught.value).startswith("training.new_key is not a key of a recipe. ")
+    assert file_names(copy) == file_names(run)
+
+
+def file_names(run: Path) -> list[str]:
+    return sorted(str(file.relative_to(run)) for file in run.rglob("*"))
 
 
 def test_what_was_saved_is_what_is_loaded(folder: RunFolder):

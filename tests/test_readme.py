@@ -52,6 +52,15 @@ def test_its_commands_run_in_their_order(
     typer.main.get_command(app).commands["train"].make_context("train", arguments.split())
 
 
+def test_its_plans_fit_and_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(place)
+    for command in blocks("sh")[3].splitlines():
+        run_command(command)
+    assert "2GiB is read as 2,147,483,648 bytes, 2.00 GiB." in capsys.readouterr().out
+    assert (place / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "runs" / "within" / "result.json").is_file()
+
+
 def test_its_python_runs(place: Path):
     done = subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

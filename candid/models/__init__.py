@@ -71,6 +71,11 @@ class Variant:
         return "dropout" in self.config.__dataclass_fields__
 
     @property
+    def has_dense_block(self) -> bool:
+        """Whether the network is made of blocks whose layers read the maps of all layers before them."""
+        return "memory" in self.config.__dataclass_fields__
+
+    @property
     def dropout(self) -> float:
         """The paper's probability of dropping a value."""
         return getattr(self.config, "dropout", 0.0)
@@ -80,15 +85,10 @@ class Variant:
         """How the losses of the network's auxiliary classifiers, if it has any, add to the main one."""
         return getattr(self.config, "auxiliary_loss", NO_AUXILIARY_LOSS)
 
-    @property
-    def has_dense_blocks(self) -> bool:
-        """Whether the network has blocks that can keep less for the way back."""
-        return "memory" in self.config.__dataclass_fields__
-
     def build(self, num_classes: int, in_channels: int, image_size: int, dropout: float, memory: Memory) -> nn.Module:
         """The network, freshly initialised; `build_model` refuses bad values first."""
         options: dict[str, Any] = {"image_size": image_size} | ({"dropout": dropout} if self.has_dropout else {})
-        options |= {"memory": memory} if self.has_dense_blocks else {}
+        options |= {"memory": memory} if self.has_dense_block else {}
         return self.network(replace(self.config, **options), num_classes, in_channels)
 
 
@@ -234,7 +234,7 @@ def build_model(
         raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1. Use 0 to turn it off.")
     if dropout > 0 and not variant.has_dropout:
         raise InputError(f"dropout is {dropout}, but {name} has none. Set it to 0, or choose another network.")
-    if memory in ("shared", "recompute") and not variant.has_dense_blocks:
+    if memory in ("shared", "recompute") and not variant.has_dense_block:
         raise InputError(f"memory is {memory!r}, but {name} has no dense blocks. Use 'plain', or choose a DenseNet.")
     return variant.build(num_classes, in_channels, size, dropout, memory)
 

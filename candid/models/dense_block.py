@@ -42,9 +42,12 @@ def choose_memory(memory: Memory, module: nn.Module, x: Tensor) -> Memory:
         return "plain"
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _has_hooks(module):
         return "plain"
-    if memory == "auto":
-        return "shared" if describe_pieces(x.device) == COMPILED else "plain"
-    return memory
+    return fastest_memory(x.device) if memory == "auto" else memory
+
+
+def fastest_memory(device: torch.device) -> Memory:
+    """What auto comes to on a device."""
+    return "shared" if describe_pieces(device) == COMPILED else "plain"
 
 
 def run_dense_block(layers: Iterable[nn.Module], x: Tensor, memory: Memory) -> Tensor:

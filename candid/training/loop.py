@@ -23,7 +23,8 @@ from candid.recipe import Recipe
 from candid.training.freezing import Freezing, plan_freezing
 from candid.training.optimization import RateSchedule, build_optimizer, set_rate
 from candid.training.ranks import ALONE, Ranks
-from candid.training.recomputation import recompute_segments
+from candid.training.recomputation import BATCH_NORMS, recompute_segments
+from candid.training.whole_steps import whole_step
 
 
 class Diverged(Exception):
@@ -80,11 +81,13 @@ class Trainer:
         self.model = self.build(num_classes)
         self.freezing = self.plan_freezing(num_classes)
         self.average = self.copy_model() if recipe.training.ema_decay else None
-        if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_blocks:
+        if recipe.training.sync_batch_norm and ranks.number > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # names stay; evaluation does as before
+        if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
             recompute_segments(self.model)  # a dense block does so by itself
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.training.precision == "fp16")
+        self.scaler = self._new_scaler()
         self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
         self.clip_norm = recipe.training.clip_norm or math.inf
         self._run_model: nn.Module = self.model
@@ -114,10 +117,11 @@ class Trainer:
     def split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Micro-batches of nearly equal size: inputs, targets, and each one's share of the batch.
 
-        Over ranks the shares add up to their number, because gradients are averaged over ranks.
+        Over ranks the shares add up to their number, because gradients are averaged over ranks. None has a single
+        example where more are allowed, of which batch normalisation would have no statistics.
         """
-        size = self.recipe.training.micro_batch_size or len(batch.inputs)
-        parts = math.ceil(len(batch.inputs) / size)
+        size, number = self.recipe.training.micro_batch_size or len(batch.inputs), len(batch.inputs)
+        parts = math.ceil(number / size) if size == 1 else max(1, min(math.ceil(number / size), number // 2))
         for inputs, targets in zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True):
             yield inputs, targets, len(inputs) / len(batch.indices) * self.ranks.number
 
@@ -128,6 +132,30 @@ class Trainer:
             logits, auxiliary = split_output(self._run_model(inputs))
         auxiliary_loss = self.auxiliary_loss([self._loss(other, targets) for other in auxiliary], self.progress)
         return logits.float(), self._loss(logits, targets) + auxiliary_loss
+
+    def shrink(self) -> int | None:
+        """Halve the micro-batches from the next step on; their new size, None where they cannot be smaller.
+
+        The batch, its order and its rate stay: gradients add up over more micro-batches.
+        """
+        size = self.recipe.training.micro_batch_size or math.ceil(self.recipe.training.batch_size / self.ranks.number)
+        smaller = size // 2
+        if smaller < (2 if self.takes_statistics else 1):
+            return None
+        self.recipe = self.recipe.replace({"training.micro_batch_size": smaller})
+        return smaller
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether a layer learns from the statistics of a micro-batch, of which it needs two examples."""
+        return any(module.training and isinstance(module, BATCH_NORMS) for module in self.model.modules())
+
+    def renew_scaler(self) -> None:
+        """Forget where the gradient scaler stood in a step that was broken off, but not its scale."""
+        state = self.scaler.state_dict()
+        self.scaler = self._new_scaler()
+        if state:
+            self.scaler.load_state_dict(state)
 
     def start_tally(self) -> None:
         """Forget what was counted."""
@@ -210,6 +238,9 @@ class Trainer:
         sums = [tensor.detach().sum() for tensor in tensors if tensor.is_floating_point()]
         return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.recipe.training.precision == "fp16")
+
     def _prepare_model(self) -> nn.Module:
         """The network as it is called in training: over ranks gradients are averaged, compiled if so wished."""
         model: nn.Module = self.model
@@ -230,24 +261,26 @@ def train_one_epoch(
 ) -> None:
     """Learn from the epoch's remaining batches; `epoch_losses` are those of the epochs before.
 
-    `after_step` is called with the number of examples of each step, when it is complete.
+    `after_step` is called with the number of examples of each step, when it is complete. Where memory runs out, the
+    error of that goes on, and `trainer` stands between two steps.
     """
     trainer.start_epoch()
     for batch in batches:  # inputs [N, C, H, W], targets [N, classes]
-        trainer.seed_layers()
         set_rate(trainer.optimizer, trainer.schedule.rate(trainer.step, epoch_losses))
-        for inputs, targets, share in trainer.split(batch):
-            logits, loss = trainer.forward(inputs, targets)
-            trainer.scaler.scale(loss * share).backward()
-            trainer.tally.add(loss, logits, targets)
-        trainer.scaler.unscale_(trainer.optimizer)
-        norm = clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
-        trainer.refuse_divergence(batch, norm)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.step += 1
-        trainer.update_average()
+        with whole_step(trainer):
+            trainer.seed_layers()
+            for inputs, targets, share in trainer.split(batch):
+                logits, loss = trainer.forward(inputs, targets)
+                trainer.scaler.scale(loss * share).backward()
+                trainer.tally.add(loss, logits, targets)
+            trainer.scaler.unscale_(trainer.optimizer)
+            norm = clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
+            trainer.scaler.step(trainer.optimizer)
+            trainer.scaler.update()
+            trainer.refuse_divergence(batch, norm)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            trainer.step += 1
+            trainer.update_average()
         after_step(len(batch.indices))
 
 

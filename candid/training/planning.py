@@ -221,8 +221,10 @@ def memory_modes(wanted: Recipe, recipe: Recipe) -> list[str]:
 
 def _modes_of(recipe: Recipe) -> list[str]:
     """All that `training.memory` may be for the recipe's network, what holds most first."""
-    has_shared = find_variant(recipe.model.name).has_dense_blocks
-    return ["plain", "shared", "recompute"] if has_shared else ["plain", "recompute"]
+    dense, training = find_variant(recipe.model.name).has_dense_block, recipe.training
+    if training.compile or (dense and training.sync_batch_norm):
+        return ["plain"]  # `choose_memory` says why the others are refused
+    return ["plain", "shared", "recompute"] if dense else ["plain", "recompute"]
 
 
 def _candidates(wanted: Recipe, recipe: Recipe, predictor: Predictor, allow_bf16: bool) -> Iterator[Recipe]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -65,8 +67,14 @@ def joined(device: torch.device) -> Generator[Ranks]:
     if number == 1:
         yield Ranks()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    store, rank, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # on several machines, each counts the starts of its own ranks
+        # After a restart the store still holds the addresses of the ranks that died: whoever reads the other's before
+        # the other has written its new one is refused the connection.
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=number)
     try:
-        yield Ranks(dist.get_rank(), number, device)
+        yield Ranks(rank, number, device)
     finally:
         dist.destroy_process_group()

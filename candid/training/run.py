@@ -53,7 +53,9 @@ def train_run(
             speaker.say(plan.text())
         data = open_training_data(data_set, recipe)
         start = load_start(recipe, len(data_set.class_names))
-        environment = describe_environment(chosen_device, data.train, ranks.number) | {"weights_sha256": _sha256(start)}
+        environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
+            "weights_sha256": _sha256(start)
+        }
         run = RunFolder.create(out, recipe, environment) if ranks.is_first else RunFolder(out)
         with _locked(run, ranks):
             stop = Stop(recipe.limits.max_seconds, last_step)
@@ -99,7 +101,7 @@ def resume_run(
             return_freed_memory()
             predicted = predict_within_budget(recipe, data_set, chosen_device)
         data = open_training_data(data_set, recipe)
-        environment = describe_environment(chosen_device, data.train, ranks.number)
+        environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
         if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
             raise DataError(
                 f"The training pictures of {data_set.name} are not those that {out} began with; expected the same "
@@ -109,22 +111,26 @@ def resume_run(
         session = Session(run, recipe, data_set, data, chosen_device, speaker, ranks, stop, predicted)
         for line in describe_changes(run.environment, environment, changes):
             speaker.say(line)
-        found = _load_to_resume(run, ranks)
-        if found is not None:
-            checkpoint, state, problems = found
-            _refuse_fewer_epochs(run, recipe, checkpoint.step, session.batches.steps_per_epoch)
-            session.restore(checkpoint, state)
-            for problem in problems:
-                speaker.say(f"Passed over: {problem}")
-            speaker.say(
-                f"Resumed at step {checkpoint.step}, after {checkpoint.epoch} of {recipe.training.epochs} epochs."
-            )
-        else:
-            session.begin(_load_same_start(run, recipe, len(data_set.class_names)))
+        _go_where_it_stands(session)
         if ranks.is_first:
             run.record_resume(recipe, environment)
         _run_session(session)
     return run
+
+
+def _go_where_it_stands(session: Session) -> None:
+    """Take a session to its run's newest good checkpoint; to its beginning where it died before the first."""
+    run, recipe, speaker = session.run, session.recipe, session.reporter
+    found = _load_to_resume(run, session.ranks)
+    if found is None:
+        session.begin(_load_same_start(run, recipe, len(session.data_set.class_names)))
+        return
+    checkpoint, state, problems = found
+    _refuse_fewer_epochs(run, recipe, checkpoint.step, session.batches.steps_per_epoch)
+    session.restore(checkpoint, state)
+    for problem in problems:
+        speaker.say(f"Passed over: {problem}")
+    speaker.say(f"Resumed at step {checkpoint.step}, after {checkpoint.epoch} of {recipe.training.epochs} epochs.")
 
 
 def _run_session(session: Session) -> None:

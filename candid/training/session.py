@@ -17,6 +17,7 @@ from candid.device import describe_device, peak_memory_mib
 from candid.durable import write_file
 from candid.errors import CandidError, DataError
 from candid.evaluation import Evaluation, evaluate_model, join_evaluations
+from candid.out_of_memory import OutOfMemory, free_memory, is_out_of_memory
 from candid.recipe import Recipe
 from candid.sizes import size
 from candid.training.loop import Diverged, Trainer, train_one_epoch
@@ -25,8 +26,12 @@ from candid.training.progress import Reporter, table_text
 from candid.training.ranks import Ranks
 from candid.training.result import finish_run
 from candid.training.saving import Saver
+from candid.training.setup import describe_dense_blocks
 from candid.training.stopping import Stop, Stopped, stop_for
+from candid.training.whole_steps import TornStep
 from candid.weights import Loaded
+
+LESS_MEMORY = "Set training.memory=recompute, choose a smaller network or data.image_size, or close other programs."
 
 
 class Session:
@@ -45,7 +50,7 @@ class Session:
         predicted: Prediction | None = None,
     ) -> None:
         """Build the network; nothing is read or written yet. `predicted` is the memory that it was said to need."""
-        self.run, self.recipe, self.data_set, self.data = run, recipe, data_set, data
+        self.run, self.data_set, self.data = run, data_set, data
         self.device, self.reporter, self.ranks, self.stop = device, reporter, ranks, stop
         torch.use_deterministic_algorithms(bool(recipe.training.deterministic))
         deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # takes time
@@ -58,6 +63,11 @@ class Session:
         self._epoch_began_at_s = self._saved_at_s = time.perf_counter()
         self._saved_step = -1
         self._announce()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the run goes by; where memory ran out, no longer what it began with."""
+        return self.trainer.recipe
 
     def begin(self, start: Loaded | None) -> None:
         """Begin from weights, and say what they are; from random ones where there are none."""
@@ -79,6 +89,7 @@ class Session:
         Raises:
             Stopped: if a signal or the end of the time asked for it; what was done is saved.
             DataError: if a picture or a worker failed; what was done is saved.
+            OutOfMemory: if there is too little even for the smallest micro-batch; what was done is saved.
             CandidError: if training diverged or a checkpoint could not be written.
         """
         epochs, done = self.recipe.training.epochs, self.trainer.step / self.batches.steps_per_epoch
@@ -86,7 +97,7 @@ class Session:
             with self.reporter.watch(epochs, done, self.batches.num_examples):
                 while len(self.history) < epochs:
                     self._train_epoch()
-        except (Stopped, DataError) as error:
+        except (Stopped, DataError, OutOfMemory) as error:
             traceback.clear_frames(error.__traceback__)  # ends what was half read, and the workers that read it
             if self._saved_step != self.trainer.step:
                 self._save()
@@ -104,17 +115,13 @@ class Session:
             self.reporter.say(finish_run(self.run, self.data_set, validation, self.device, self.history, predicted_mib))
 
     def _train_epoch(self) -> None:
-        epoch, losses = len(self.history), [row["train_loss"] for row in self.history]
-        first = self.trainer.step - epoch * self.batches.steps_per_epoch
-        batches = self.batches.epoch(epoch, first, self.ranks.rank, self.ranks.number)
-        try:
-            train_one_epoch(self.trainer, batches, losses, self._after_step)
-        except Diverged as error:
-            raise CandidError(self._explain_divergence(error)) from None
+        losses = [row["train_loss"] for row in self.history]
+        while self.trainer.step < (len(self.history) + 1) * self.batches.steps_per_epoch:
+            self._take_steps(losses)
         seconds, tally = time.perf_counter() - self._epoch_began_at_s, self.trainer.tally.over(self.ranks)
         validation, images = self._validate(), int(tally.images)
         row: dict[str, Any] = {
-            "epoch": epoch + 1,
+            "epoch": len(self.history) + 1,
             "step": self.trainer.step,
             "images": images,
             "learning_rate": self.trainer.schedule.rate(self.trainer.step - 1, losses),
@@ -127,6 +134,49 @@ class Session:
             "peak_memory_mib": round(peak_memory_mib(self.device), 1),
         }
         self._end_epoch(row)
+
+    def _take_steps(self, losses: list[float]) -> None:
+        """The epoch's remaining steps, or those before memory ran out, with micro-batches that are smaller then."""
+        epoch = len(self.history)
+        first = self.trainer.step - epoch * self.batches.steps_per_epoch
+        batches = self.batches.epoch(epoch, first, self.ranks.rank, self.ranks.number)
+        try:
+            train_one_epoch(self.trainer, batches, losses, self._after_step)
+        except Diverged as error:
+            raise CandidError(self._explain_divergence(error)) from None
+        except TornStep:
+            raise CandidError(self._explain_torn_step()) from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            free_memory(error)
+            self._use_less_memory()
+
+    def _use_less_memory(self) -> None:
+        """Halve the micro-batches and say so.
+
+        Raises:
+            OutOfMemory: if they cannot be smaller.
+            CandidError: if other ranks wait for this one, in a step that they cannot take back.
+        """
+        where, smaller = f"Out of memory at step {self.trainer.step + 1}", self.trainer.shrink()
+        if self.ranks.number > 1:
+            advice = f"--set training.micro_batch_size={smaller}" if smaller else "--set training.memory=recompute"
+            raise CandidError(
+                f"{where}, on rank {self.ranks.rank}: the other ranks wait for its gradients, so that it cannot take "
+                "the step again in smaller parts. Earlier checkpoints are whole: start the ranks again, with "
+                f"--resume and {advice}."
+            )
+        if smaller is None:
+            size = self.recipe.training.micro_batch_size or self.recipe.training.batch_size
+            raise OutOfMemory(f"{where} with micro-batches of {size}, which cannot be smaller. {LESS_MEMORY}")
+        self.run.record_recipe(self.recipe)
+        self._saved_at_s = -math.inf  # a save is due at once, so that what goes on from it takes the same parts
+        statistics = f" Batch normalisation takes its statistics from {smaller} at a time."
+        self.reporter.say(
+            f"{where}: micro-batches of {smaller} from here on; every step still learns from the same "
+            f"{self.recipe.training.batch_size} examples.{statistics if self.trainer.takes_statistics else ''}"
+        )
 
     def _after_step(self, images: int) -> None:
         """Between two steps: the place to stop, and to save within an epoch."""
@@ -154,9 +204,17 @@ class Session:
         batch_size = self.recipe.limits.evaluation_batch_size
         batches = EvaluationBatches(mine, self.data.preprocessing, self.device, batch_size)
         model, names = self.trainer.evaluated_model, self.data_set.class_names
-        if self.ranks.number == 1:
-            return evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
-        return join_evaluations(self.ranks.gather(evaluate_model(model, batches, names, "validation")))
+        try:
+            part = evaluate_model(model, batches, names, "validation", lambda: stop_for(self.stop.reason(0)))
+        except Stopped:
+            if self.ranks.number == 1:
+                raise
+            part = None  # said to the others where all of them meet
+        gathered = self.ranks.gather(part)
+        evaluations = [evaluation for evaluation in gathered if evaluation is not None]
+        if len(evaluations) < len(gathered):
+            stop_for(*self.ranks.agree(self.stop.reason(0)))
+        return join_evaluations(evaluations)
 
     def _end_epoch(self, row: dict[str, Any]) -> None:
         is_best = _score(row) > max(map(_score, self.history), default=-math.inf)
@@ -184,12 +242,19 @@ class Session:
         state = TrainingState(tensors, self.history, self.trainer.scaler.state_dict(), epoch_seconds)
         self.saver.save(checkpoint, state, is_best=is_best)
 
-    def _explain_stop(self, error: Stopped | DataError) -> tuple[Any, ...]:
+    def _explain_stop(self, error: Stopped | DataError | OutOfMemory) -> tuple[Any, ...]:
         where = f"step {self.trainer.step} of {self.recipe.training.epochs * self.batches.steps_per_epoch} is saved"
         advice = f"go on with `candid train --resume --out {self.run.path}`."
         if isinstance(error, Stopped):
             return f"{error}: {where}; {advice}", error.exit_code
         return (f"{error}\nEverything up to {where}; when that is mended, {advice}",)
+
+    def _explain_torn_step(self) -> str:
+        return (
+            f"Out of memory at step {self.trainer.step + 1}, while the weights were being changed, which cannot be "
+            f"taken back; nothing of this step was saved. Earlier checkpoints are whole. {LESS_MEMORY} Go on with "
+            f"`candid train --resume --out {self.run.path}`."
+        )
 
     def _explain_divergence(self, error: Diverged) -> str:
         files = [self.data.train.files[index] for index in error.batch.indices.tolist()]
@@ -214,15 +279,18 @@ class Session:
             f"{describe_device(self.device)}, {self.recipe.training.precision}, "
             f"{self.recipe.training.memory_format}; run folder {self.run.path}"
         )
+        dense_blocks = describe_dense_blocks(self.recipe, self.device)
+        if dense_blocks is not None:
+            self.reporter.say(f"Dense blocks: {dense_blocks}")
         if self.predicted is not None:
             self.reporter.say(
-                f"predicted to need {size(self.predicted.total)} of {size(self.recipe.limits.memory_bytes)} of memory"
+                f"Predicted to need {size(self.predicted.total)} of {size(self.recipe.limits.memory_bytes)} of memory"
             )
         if self.ranks.number > 1:
             share = math.ceil(self.recipe.training.batch_size / self.ranks.number)
             self.reporter.say(
-                f"{self.ranks.number} ranks, each with up to {share} examples of every batch; "
-                "batch normalisation takes its statistics per rank"
+                f"{self.ranks.number} ranks, each with up to {share} examples of every batch; batch normalisation "
+                f"takes its statistics {'over all ranks' if self.recipe.training.sync_batch_norm else 'per rank'}"
             )
 
 

@@ -22,7 +22,8 @@ from candid.device import (
 )
 from candid.errors import InputError
 from candid.models import find_variant
-from candid.models.dense_pieces import COMPILED, describe_pieces
+from candid.models.dense_block import Memory, fastest_memory
+from candid.models.dense_pieces import describe_pieces
 from candid.recipe import Recipe
 from candid.training.progress import command_line
 from candid.weights import Loaded, load_weights
@@ -34,6 +35,11 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     """The recipe with every "auto" and 0 replaced by what they come to for this data and this device."""
     if recipe.training.compile:
         refuse_compiling_without_compiler(device)
+    if recipe.training.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            f"training.sync_batch_norm is true, but torch does this on GPUs only, not on {device.type}; it must be "
+            "false here. Leave --sync-bn out."
+        )
     validation = data_set.validation if recipe.data.validation is None else recipe.data.validation
     recipe = recipe.replace(
         {
@@ -59,18 +65,29 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
 
 
-def choose_memory(recipe: Recipe, device: torch.device) -> str:
-    """What `training.memory` of a recipe comes to for its network."""
+def choose_memory(recipe: Recipe, device: torch.device) -> Memory:
+    """What `training.memory` of a recipe comes to for its network on a device."""
     memory, network = recipe.training.memory, recipe.model.name
-    if memory == "shared" and not find_variant(network).has_dense_blocks:
+    has_dense_block, synchronises = find_variant(network).has_dense_block, recipe.training.sync_batch_norm
+    if memory == "shared" and not has_dense_block:
         raise InputError(
             f"training.memory is 'shared', but {network} has no dense block whose maps could be shared; it must be "
             "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
         )
-    if memory != "auto":
-        return memory
-    wins = find_variant(network).has_dense_blocks and describe_pieces(device) == COMPILED
-    return "shared" if wins else "plain"
+    if memory in ("shared", "recompute") and recipe.training.compile:
+        raise InputError(
+            f"training.memory is {memory!r} and training.compile is true, which torch cannot do together for "
+            f"{network}; expected one of them. Leave --compile out, or set training.memory to plain."
+        )
+    if memory in ("shared", "recompute") and has_dense_block and synchronises:
+        raise InputError(
+            f"training.memory is {memory!r} and training.sync_batch_norm is true, but a dense block that keeps less "
+            "takes its statistics by itself; it must be 'auto' or 'plain'. Or leave --sync-bn out."
+        )
+    if memory == "auto":
+        is_plain = synchronises or recipe.training.compile or not has_dense_block
+        return "plain" if is_plain else fastest_memory(device)
+    return memory
 
 
 def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:
@@ -92,7 +109,7 @@ def load_start(recipe: Recipe, num_classes: int) -> Loaded | None:
     return load_weights(source, network, recipe.model.name, new_head=recipe.model.new_head)
 
 
-def describe_environment(device: torch.device, train: Examples, num_ranks: int) -> dict[str, object]:
+def describe_environment(recipe: Recipe, device: torch.device, train: Examples, num_ranks: int) -> dict[str, object]:
     """What a run's bits depend on beside its recipe."""
     return {
         "command": command_line(),
@@ -102,11 +119,20 @@ def describe_environment(device: torch.device, train: Examples, num_ranks: int) 
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "dense blocks": describe_dense_blocks(recipe, device),
         "ranks": num_ranks,
         "training_images": len(train),
         "training_data_sha256": hash_examples(train),
         "git_commit": _git_commit(),
     }
+
+
+def describe_dense_blocks(recipe: Recipe, device: torch.device) -> str | None:
+    """How the dense blocks of a resolved recipe's network remember, and what computes them; None where it has none."""
+    if not find_variant(recipe.model.name).has_dense_block:
+        return None
+    memory = recipe.training.memory
+    return memory if memory == "plain" else f"{memory}, {describe_pieces(device)}"
 
 
 def describe_versions() -> dict[str, str]:
@@ -127,7 +153,8 @@ def describe_changes(
 
 def _what_bits_depend_on(environment: Mapping[str, Any]) -> dict[str, object]:
     """By its name for people; on the CPU, the number of threads is part of the device."""
-    facts: dict[str, object] = {key: environment.get(key) for key in ("processor", "device", "instructions", "ranks")}
+    names = ("processor", "device", "instructions", "dense blocks", "ranks")
+    facts: dict[str, object] = {name: environment.get(name) for name in names}
     return facts | {f"version of {name}": number for name, number in environment.get("versions", {}).items()}
 
 

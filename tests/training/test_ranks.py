@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_pictures, small_recipe
+from processes import be_rank, command, free_port, outcome, start
 
 from candid.checkpoint import RunFolder
 from candid.comparison import compare_runs
 from candid.data.catalog import open_data_set
 from candid.data.loading import TrainingBatches, open_training_data
 from candid.recipe import Recipe
+from candid.training import session
 from candid.training.setup import resolve_recipe
 
 CPU = torch.device("cpu")
@@ -35,7 +37,7 @@ def torchrun(num_ranks: int, recipe: Recipe, out: Path, *, max_restarts: int = 0
     file.write_text(recipe.to_toml())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [*launch, "--max-restarts", str(max_restarts), "-m", "candid", "train", str(file), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CANDID_TEST_RUN": out.name}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CANDID_TEST_RUN": str(out)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -98,7 +100,34 @@ def test_two_ranks_learn_what_one_process_learns_and_go_on_alone(recipe: Recipe,
     assert len(losses(together)) == 4
 
 
-def rank_of(run: str, rank: int) -> int | None:
+def stop_in_validation(rank: int, port: int, arguments: list[str], said: Path) -> None:
+    """The command as one rank of two, the first of which gets a signal in its second validation."""
+    be_rank(rank, 2, port)
+    evaluate, calls = session.evaluate_model, iter(range(1, 100))
+
+    def evaluate_and_signal(*arguments: object):
+        if next(calls) == 2 and rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    session.evaluate_model = evaluate_and_signal
+    command(arguments, said)
+
+
+def test_a_signal_to_one_rank_in_validation_stops_all(recipe: Recipe, tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    arguments = ["train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    port = free_port()
+    ranks = [start(stop_in_validation, rank, port, arguments, tmp_path / f"{rank}.txt") for rank in (0, 1)]
+    assert [outcome(rank, timeout_s=60) for rank in ranks] == [143, 143]
+    said = (tmp_path / "0.txt").read_text()
+    assert said.endswith(
+        f"Terminated: step 8 of 12 is saved; go on with `candid train --resume --out {tmp_path / 'run'}`.\n"
+    )
+    assert RunFolder.open(tmp_path / "run").load("latest").epoch == 1
+
+
+def rank_of(run: Path, rank: int) -> int | None:
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             environment = (place / "environ").read_bytes().split(b"\0")
@@ -116,7 +145,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_happe
     while not (killed / "latest.json").is_file():
         assert process.poll() is None
         time.sleep(0.02)
-    victim, killed_at_s = rank_of("killed", 1), time.perf_counter()
+    victim, killed_at_s = rank_of(killed, 1), time.perf_counter()
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     said = finish(process)

@@ -10,11 +10,13 @@ from test_exactness import differences
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from candid.checkpoint import RunFolder
 from candid.errors import InputError
 from candid.models import build_model, find_variant
 from candid.models.auxiliary import split_output
 from candid.training.recomputation import recompute_segments
 from candid.training.run import resume_run, train_run
+from candid.training.setup import choose_memory, describe_dense_blocks
 from candid.training.stopping import Stopped
 
 KEPT = {  # of each family one, with the largest share that it may keep of what the plain network keeps
@@ -154,6 +156,16 @@ def without_recipe(names: list[str]) -> list[str]:
     return [name for name in names if name != "recipe" and not name.endswith("state")]
 
 
+def test_compiling_and_recomputing_are_refused_together():
+    recipe = small_recipe(Path("unused"), training__memory="recompute", training__compile=True)
+    with pytest.raises(InputError) as caught:
+        choose_memory(recipe, torch.device("cpu"))
+    assert str(caught.value) == (
+        "training.memory is 'recompute' and training.compile is true, which torch cannot do together for lenet-relu; "
+        "expected one of them. Leave --compile out, or set training.memory to plain."
+    )
+
+
 def test_sharing_needs_a_dense_block(pictures: Path, tmp_path: Path):
     with pytest.raises(InputError) as caught:
         train_run(small_recipe(pictures, training__memory="shared"), tmp_path / "run", reporter=silent())
@@ -162,3 +174,27 @@ def test_sharing_needs_a_dense_block(pictures: Path, tmp_path: Path):
         "'auto', 'plain' or 'recompute'. To need less memory, use recompute."
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dense_block_shares_its_maps_unless_it_is_compiled_or_told_otherwise():
+    recipe = small_recipe(Path("unused"), model__name="densenet-cifar")
+    cpu = torch.device("cpu")
+    assert choose_memory(recipe, cpu) == "shared"
+    assert choose_memory(recipe.replace({"training.compile": True}), cpu) == "plain"
+    assert choose_memory(recipe.replace({"training.memory": "recompute"}), cpu) == "recompute"
+    assert describe_dense_blocks(recipe.replace({"training.memory": "shared"}), cpu) == "shared, compiled pieces"
+    assert describe_dense_blocks(recipe.replace({"training.memory": "plain"}), cpu) == "plain"
+    assert describe_dense_blocks(recipe.replace({"model.name": "resnet20-cifar"}), cpu) is None
+
+
+def test_a_densenet_goes_on_in_another_way_of_remembering(pictures: Path, tmp_path: Path):
+    recipe = small_recipe(
+        pictures, model__name="densenet-bc-40-12", data__image_size=16, training__epochs=1, training__memory="shared"
+    )
+    with pytest.raises(Stopped):
+        train_run(recipe, tmp_path / "run", last_step=2, reporter=silent())
+    resume_run(
+        tmp_path / "run", recipe.replace({"training.memory": "recompute"}), {"training.memory"}, reporter=silent()
+    )
+    assert RunFolder.open(tmp_path / "run").recipe.training.memory == "recompute"
+    assert RunFolder.open(tmp_path / "run").is_finished
