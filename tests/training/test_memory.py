@@ -1,3 +1,4 @@
+import io
 import json
 import math
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import call, silent, small_recipe
+from rich.console import Console
 
 from benchmarks.memory import HIGHEST, LOWEST, TEN, WITHIN_BUDGET, Case, Outcome, run_case
 from candid.data.catalog import open_data_set
@@ -16,9 +18,11 @@ from candid.recipe import Recipe, RecipeError
 from candid.sizes import parse_size, reading, size
 from candid.training.memory import Pictures, Predictor
 from candid.training.planning import find_limit, largest_batch, make_plan, predict_within_budget
-from candid.training.run import train_run
+from candid.training.progress import Reporter
+from candid.training.run import resume_run, train_run
 from candid.training.setup import resolve_recipe
 from candid.training.simulation import simulate
+from candid.training.stopping import Stopped
 
 CPU = torch.device("cpu")
 NAMES = tuple("abcdefghij")
@@ -274,6 +278,29 @@ def test_a_budgeted_run_is_the_same_bit_for_bit_and_records_its_choice(pictures:
     assert result["predicted_memory_mib"] > 0
     assert json.loads((free.path / "result.json").read_text())["predicted_memory_mib"] is None
     assert result["peak_memory_mib"] > 0
+
+
+def test_a_run_says_what_it_is_predicted_to_need_and_goes_on_with_its_settings(pictures: Path, tmp_path: Path):
+    memory = f"{resident_bytes() // 2**20 + 600}MiB"
+    recipe = small_recipe(pictures, limits__memory=memory, model__name="resnet20-cifar", training__memory="recompute")
+    heard = io.StringIO()
+    reporter = Reporter(Console(file=heard, width=300))
+    with pytest.raises(Stopped):
+        train_run(recipe, tmp_path / "run", last_step=2, reporter=reporter)
+    settings = (tmp_path / "run" / "recipe.toml").read_text()
+    resume_run(tmp_path / "run", reporter=reporter)
+    assert (tmp_path / "run" / "recipe.toml").read_text() == settings
+    said, result = heard.getvalue().splitlines(), json.loads((tmp_path / "run" / "result.json").read_text())
+    predictions = [line for line in said if line.startswith("Predicted to need ")]
+    needed = [line.partition("need ")[2].partition(" of ")[0] for line in predictions]
+    assert predictions == [f"Predicted to need {what} of {limit(memory)} of memory" for what in needed]
+    assert len(predictions) == 2
+    held, predicted = (size(result[key] * 2**20) for key in ("peak_memory_mib", "predicted_memory_mib"))
+    assert said[-1].endswith(f" Memory: at most {held} were held, {predicted} predicted.")
+
+
+def limit(memory: str) -> str:
+    return size(parse_size(memory))
 
 
 def test_a_run_that_goes_on_keeps_its_settings_or_is_refused():
