@@ -5,6 +5,7 @@ and an evaluation hold; what it cannot see is added here: the libraries' own pag
 the weights that are loaded again for the result.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ class Prediction:
 class Predictor:
     """Predicts a resolved recipe and its variations on one data set and one device; simulates each network once."""
 
-    def __init__(self, data_set: DataSet, recipe: Recipe, device: torch.device) -> None:
-        """Nothing is measured or simulated yet.
+    def __init__(self, data_set: DataSet, recipe: Recipe, device: torch.device, num_ranks: int = 1) -> None:
+        """Nothing is measured or simulated yet. Of `num_ranks` processes, one is predicted, with its part of a batch.
 
         Raises:
             InputError: if memory cannot be predicted on this device.
@@ -87,7 +88,7 @@ class Predictor:
             raise InputError(
                 f"The memory of {device} cannot be predicted; expected cpu or cuda. Train there without --memory."
             )
-        self.device, self.pictures = device, Pictures.of(data_set, recipe)
+        self.device, self.num_ranks, self.pictures = device, num_ranks, Pictures.of(data_set, recipe)
         self.num_classes = len(data_set.class_names)
         self._simulations: dict[tuple[str, str], Simulation] = {}
         self._rates: dict[str, tuple[float, float]] = {}
@@ -110,22 +111,26 @@ class Predictor:
             self._simulations[key] = simulate(recipe, self.num_classes, self.device)
         return self._simulations[key]
 
+    def batch_size(self, recipe: Recipe) -> int:
+        """Examples of each step for one rank."""
+        return math.ceil(recipe.training.batch_size / self.num_ranks)
+
     def predict(self, recipe: Recipe) -> Prediction:
         """The fullest moment of a run of the recipe."""
-        simulation, training = self.simulation(recipe), recipe.training
+        simulation, batch_size = self.simulation(recipe), self.batch_size(recipe)
         data, evaluation_size = self._data(recipe), recipe.limits.evaluation_batch_size
         moments: list[tuple[Phase, Mapping[str, float]]] = [
             ("opening the data", {"data": 3 * self._stored_bytes(self.pictures.train + self.pictures.validation)})
         ]
         for moment in simulation.training:
-            moments.append(("training", data | _split_parts(moment, simulation, recipe)))
+            moments.append(("training", data | _split_parts(moment, simulation, batch_size, recipe)))
         for moment in simulation.evaluation:
             parts = moment.parts(min(evaluation_size, max(1, self.pictures.validation)))
             moments.append(("evaluating", data | parts))
             moments.append(("the result", data | self._result_parts(moment, simulation, evaluation_size)))
         phase, parts = max(moments, key=lambda pair: sum(pair[1].values()))
         parts = {"floor": self.floor + simulation.code} | {name: parts[name] for name in PARTS if parts.get(name)}
-        return Prediction(phase, parts, self._step_s(simulation, recipe, training.batch_size))
+        return Prediction(phase, parts, self._step_s(simulation, recipe, batch_size))
 
     def _data(self, recipe: Recipe) -> dict[str, float]:
         """Bytes of the pictures and their names while a run trains."""
@@ -170,11 +175,11 @@ class Predictor:
         return seconds + work.fixed_bytes_moved / bytes_per_s
 
 
-def _split_parts(moment: Moment, simulation: Simulation, recipe: Recipe) -> dict[str, float]:
+def _split_parts(moment: Moment, simulation: Simulation, batch_size: int, recipe: Recipe) -> dict[str, float]:
     """A moment of training; behind the first micro-batch, all gradients are there from the start."""
-    batch_size, micro_batch_size = recipe.training.batch_size, recipe.training.micro_batch_size
+    micro_batch_size = min(recipe.training.micro_batch_size or batch_size, batch_size)
     parts: dict[str, float] = {**moment.parts(batch_size, micro_batch_size)}
-    if 0 < micro_batch_size < batch_size:
+    if micro_batch_size < batch_size:
         parts["gradients"] = max(simulation.gradients, parts.get("gradients", 0))
     return parts
 

@@ -135,17 +135,23 @@ def _batch(largest: int) -> str:
 
 
 def make_plan(
-    wanted: Recipe, recipe: Recipe, data_set: DataSet, device: torch.device, *, allow_bf16: bool = False
+    wanted: Recipe,
+    recipe: Recipe,
+    data_set: DataSet,
+    device: torch.device,
+    *,
+    allow_bf16: bool = False,
+    num_ranks: int = 1,
 ) -> Plan:
     """The first option for a resolved `recipe` that fits; what `wanted` left open may be chosen, nothing else.
 
-    The budget is `limits.memory`; where it is empty, the machine's memory.
+    The budget is `limits.memory`, of each of `num_ranks` processes; where it is empty, the machine's memory.
 
     Raises:
         InputError: if the budget is above the machine's memory, or nothing fits; then it says what the least is.
     """
     limit = find_limit(recipe, device)
-    predictor = Predictor(data_set, recipe, device)
+    predictor = Predictor(data_set, recipe, device, num_ranks)
     predictor.predict(recipe)
     if limit <= predictor.floor:
         raise InputError(
@@ -163,13 +169,13 @@ def make_plan(
     raise InputError(_explain_nothing_fits(recipe, tried, limit))
 
 
-def predict_within_budget(recipe: Recipe, data_set: DataSet, device: torch.device) -> Prediction:
+def predict_within_budget(recipe: Recipe, data_set: DataSet, device: torch.device, num_ranks: int = 1) -> Prediction:
     """What a resolved recipe needs as it stands: a run that goes on keeps its settings.
 
     Raises:
         InputError: if that is more than its `limits.memory`, or this is above the machine's memory.
     """
-    limit, prediction = find_limit(recipe, device), Predictor(data_set, recipe, device).predict(recipe)
+    limit, prediction = find_limit(recipe, device), Predictor(data_set, recipe, device, num_ranks).predict(recipe)
     if prediction.total > limit:
         raise InputError(
             f"limits.memory is {recipe.limits.memory} ({size(limit)}), but the run needs {size(prediction.total)} with "
@@ -236,14 +242,14 @@ def _candidates(wanted: Recipe, recipe: Recipe, predictor: Predictor, allow_bf16
     if allow_bf16 and recipe.training.precision == "fp32":
         changes += [{**change, "training.precision": "bf16"} for change in changes]
     for change in changes:
-        for micro_batch_size in _micro_batches(recipe):
+        for micro_batch_size in _micro_batches(recipe, predictor.batch_size(recipe)):
             for mode in modes:
                 yield recipe.replace({**change, "training.memory": mode, "training.micro_batch_size": micro_batch_size})
 
 
-def _micro_batches(recipe: Recipe) -> list[int]:
+def _micro_batches(recipe: Recipe, batch_size: int) -> list[int]:
     """The recipe's own, then halves of it."""
-    sizes, half = [recipe.training.micro_batch_size], recipe.training.micro_batch_size or recipe.training.batch_size
+    sizes, half = [recipe.training.micro_batch_size], recipe.training.micro_batch_size or batch_size
     while (half := math.ceil(half / 2)) >= SMALLEST_MICRO_BATCH and half not in sizes:
         sizes.append(half)
     return sizes

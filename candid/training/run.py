@@ -48,8 +48,9 @@ def train_run(
         predicted = None
         if recipe.limits.memory:
             return_freed_memory()
-            plan = make_plan(wanted, recipe, data_set, chosen_device, allow_bf16=allow_bf16)
-            recipe, predicted = plan.chosen.recipe, plan.chosen.prediction
+            plan = make_plan(wanted, recipe, data_set, chosen_device, allow_bf16=allow_bf16, num_ranks=ranks.number)
+            chosen = ranks.gather(plan.chosen)[0]  # what each process holds before differs a little
+            recipe, predicted = chosen.recipe, chosen.prediction
             speaker.say(plan.text())
         data = open_training_data(data_set, recipe)
         start = load_start(recipe, len(data_set.class_names))
@@ -99,7 +100,7 @@ def resume_run(
         predicted = None
         if recipe.limits.memory:
             return_freed_memory()
-            predicted = predict_within_budget(recipe, data_set, chosen_device)
+            predicted = predict_within_budget(recipe, data_set, chosen_device, ranks.number)
         data = open_training_data(data_set, recipe)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
         if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
