@@ -108,7 +108,9 @@ class Predictor:
         """What the recipe's step holds and does."""
         key = recipe.training.memory, recipe.training.precision
         if key not in self._simulations:
-            self._simulations[key] = simulate(recipe, self.num_classes, self.device)
+            evaluation = next((known.evaluation for (memory, _), known in self._simulations.items()
+                               if (memory == "plain") == (key[0] == "plain")), None)  # fmt: skip
+            self._simulations[key] = simulate(recipe, self.num_classes, self.device, evaluation)
         return self._simulations[key]
 
     def batch_size(self, recipe: Recipe) -> int:

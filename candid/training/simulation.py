@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -90,8 +90,12 @@ class Simulation:
     """Whether the network has batch normalisation, which sees one micro-batch at a time."""
 
 
-def simulate(recipe: Recipe, num_classes: int, device: torch.device) -> Simulation:
+def simulate(
+    recipe: Recipe, num_classes: int, device: torch.device, evaluation: tuple[Moment, ...] | None = None
+) -> Simulation:
     """Simulate a resolved recipe's step; `recipe.training.batch_size` does not matter.
+
+    `evaluation` is known from a simulation of the same network, or None.
 
     Raises:
         InputError: if the network does what cannot be followed without values.
@@ -104,10 +108,10 @@ def simulate(recipe: Recipe, num_classes: int, device: torch.device) -> Simulati
     for module in blueprint.modules():
         for name in DEPTH_DRAWS.keys() & vars(module).keys():
             setattr(module, name, DEPTH_DRAWS[name])
-    ledger = _Ledger()
+    ledger = _Ledger(device)
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
-            return _run(ledger, _FakeTrainer(recipe, blueprint, freezing, num_classes, device), num_classes)
+            return _run(ledger, _FakeTrainer(recipe, blueprint, freezing, num_classes, device), num_classes, evaluation)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
         first_line = str(error).partition("\n")[0]
         raise InputError(
@@ -144,7 +148,7 @@ class _FakeTrainer(Trainer):
         """There is nothing to look at."""
 
 
-def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int) -> Simulation:
+def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int, evaluation: tuple[Moment, ...] | None) -> Simulation:
     model, data = trainer.model, trainer.recipe.data
     ledger.label("weights", model.state_dict().values())
     if trainer.average is not None:
@@ -159,12 +163,14 @@ def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int) -> Simulation:
         parameter.register_post_accumulate_grad_hook(ledger.label_gradient)
     with ledger.watched() as training, ledger.saved_tensors():
         train_one_epoch(trainer, [batch], [], lambda _: None)
-    with ledger.watched() as evaluation, torch.no_grad():
-        trainer.evaluated_model.eval()(images).float().softmax(dim=1)
+    if evaluation is None:
+        with ledger.watched() as watch, torch.no_grad():
+            trainer.evaluated_model.eval()(images).float().softmax(dim=1)
+        evaluation = watch.moments
     evaluated = trainer.evaluated_model.state_dict().values()
     return Simulation(
         training=training.moments,
-        evaluation=evaluation.moments,
+        evaluation=evaluation,
         code=sum(ledger.code.values()) if trainer.device.type == "cpu" else 0.0,
         gradients=sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad),
         checkpoint=sum(tensor.nbytes for tensor in evaluated),
@@ -215,8 +221,9 @@ class _Held:
 class _Ledger(TorchDispatchMode):
     """Sees each operation, and each storage from its first tensor to its last."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._on_cpu = device.type == "cpu"  # to ask a fake tensor takes time
         self._held: dict[int, _Held] = {}
         self._fixed: Counter[Kind] = Counter()
         self._growing: Counter[Kind] = Counter()
@@ -281,7 +288,7 @@ class _Ledger(TorchDispatchMode):
     def _note(self, tensor: Tensor) -> bool:
         """Note a tensor's storage where it is new."""
         storage, key = tensor.untyped_storage(), _key(tensor)
-        if key in self._held or tensor.device.type == "meta":  # of the blueprint
+        if key in self._held or not isinstance(tensor, FakeTensor):  # a tensor of the blueprint
             return False
         grows = any(side % NUM_IMAGES == 0 and side for side in tensor.shape)
         held = self._held[key] = _Held(storage.nbytes(), grows)
@@ -316,7 +323,7 @@ class _Ledger(TorchDispatchMode):
 
     def _note_workspace(self, args: tuple[Any, ...]) -> None:
         """A product on the CPU holds its weights once more, in the order and format that suit the processor."""
-        fixed = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"]
+        fixed = [leaf for leaf in args if isinstance(leaf, Tensor)] if self._on_cpu else []
         sizes = [leaf.numel() * 4 for leaf in fixed if _key(leaf) in self._held and not self._held[_key(leaf)].grows]
         self._look(max(sizes, default=0))
 
