@@ -25,8 +25,8 @@ from candid.recipe import Recipe
 from candid.training.simulation import Moment, Simulation, simulate
 
 Phase = Literal["opening the data", "training", "evaluating", "the result"]
-MARGIN_BYTES = 8 * 2**20
-"""Of the floor: small objects and pages of libraries that come later, 5 to 12 MiB where it was measured."""
+MARGIN_BYTES = 20 * 2**20
+"""Of the floor: small objects and pages of libraries that come later, 13 to 25 MiB where it was measured."""
 EXAMPLE_BYTES = 200
 """Name, label and places in the order of an epoch, for each picture."""
 PARTS = (
