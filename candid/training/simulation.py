@@ -175,14 +175,14 @@ def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int) -> Simulation:
 
 
 def _fill_optimizer(ledger: "_Ledger", optimizer: torch.optim.Optimizer) -> None:
-    """Let it make its buffers, as the first step does, so that the step that is watched finds them."""
+    """Give it the buffers that its first step makes, so that the step that is watched finds them."""
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
     for group in optimizer.param_groups:
+        names = ("momentum_buffer",) * bool(group["momentum"]) if is_sgd else ("exp_avg", "exp_avg_sq")
         for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for state in optimizer.state.values():
-        ledger.label("optimizer", (value for value in state.values() if isinstance(value, Tensor)))
+            buffers = {name: torch.empty_like(parameter) for name in names}
+            ledger.label("optimizer", buffers.values())
+            optimizer.state[parameter] = buffers if is_sgd else {"step": torch.tensor(0.0), **buffers}
 
 
 @dataclass
