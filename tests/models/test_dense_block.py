@@ -13,6 +13,7 @@ from processes import outcome, start
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.dense_block import Work, bytes_saved, prepare
 from candid.errors import InputError
 from candid.models import build_model, dense_pieces
 from candid.models.dense_block import choose_memory, run_dense_block
@@ -250,27 +251,14 @@ def test_one_model_with_a_switch(name: str):
     [("densenet-bc-100-12", 0.22, 0.10), ("densenet-40-12", 0.25, 0.25)],
 )
 def test_bytes_saved_for_the_way_back(name: str, shared_at_most: float, recompute_at_most: float):
-    saved = {memory: bytes_saved(name, memory) for memory in ("plain", "shared", "recompute")}
+    saved = {memory: measure_saved(name, memory) for memory in ("plain", "shared", "recompute")}
     assert saved["shared"] <= shared_at_most * saved["plain"]
     assert saved["recompute"] <= recompute_at_most * saved["plain"]
 
 
-def bytes_saved(name: str, memory: str) -> int:
-    network = build_model(name, 10, memory=memory)
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept_alive = network(x)
-    assert kept_alive.requires_grad
-    return sum(storages.values())
+def measure_saved(name: str, memory: str) -> int:
+    work = Work("", batch_size=2, image_size=32, contenders={}, bars=[])
+    return bytes_saved(prepare(work, build_model(name, 10, memory=memory)))
 
 
 def test_layers_are_called_where_someone_waits_for_it():
