@@ -13,7 +13,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.v2 import functional as transforms
 
 from candid.randomness import beta, uniform
-from candid.recipe import Augmentation
+from candid.recipe_parts import Augmentation
 
 NUM_RANDAUGMENT_OPERATIONS = 2
 

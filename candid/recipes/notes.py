@@ -1,6 +1,7 @@
 """Recipes of the classic course on Fashion-MNIST."""
 
-from candid.recipe import Data, Model, Optimizer, Recipe, Schedule, Training
+from candid.recipe import Recipe
+from candid.recipe_parts import Data, Model, Optimizer, Schedule, Training
 
 
 def lenet() -> Recipe:

@@ -1,6 +1,7 @@
 """Recipes of the papers, as their text gives them."""
 
-from candid.recipe import Augmentation, Data, Model, Optimizer, Recipe, Schedule, Training
+from candid.recipe import Recipe
+from candid.recipe_parts import Augmentation, Data, Model, Optimizer, Schedule, Training
 
 
 def resnet20() -> Recipe:

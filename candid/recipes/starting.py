@@ -1,6 +1,7 @@
 """Where to start: the built-in pictures, and photographs of your own."""
 
-from candid.recipe import Augmentation, Data, Model, Optimizer, Recipe, Training
+from candid.recipe import Recipe
+from candid.recipe_parts import Augmentation, Data, Model, Optimizer, Training
 
 
 def default() -> Recipe:

@@ -8,7 +8,8 @@ from statistics import mean
 
 from candid.errors import CandidError
 from candid.paper_tables import COLUMNS, Paper
-from candid.recipe import Augmentation, Recipe
+from candid.recipe import Recipe
+from candid.recipe_parts import Augmentation
 
 DATA_SETS = {"cifar10": "C10", "cifar100": "C100", "svhn": "SVHN"}
 

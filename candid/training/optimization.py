@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from candid.recipe import Optimizer, Schedule
+from candid.recipe_parts import Optimizer, Schedule
 from candid.weights.names import is_head
 
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]

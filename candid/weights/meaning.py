@@ -11,7 +11,7 @@ from torchvision.models import ResNet18_Weights
 from candid.data.catalog import CATALOG, full_name, open_data_set
 from candid.data.preprocessing import Preprocessing
 from candid.errors import CheckpointError, InputError
-from candid.recipe import Data
+from candid.recipe_parts import Data
 from candid.words import count
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]

@@ -13,7 +13,7 @@ from candid.data.augmentation import (
     rand_augment,
 )
 from candid.data.loading import cut_squares
-from candid.recipe import Augmentation
+from candid.recipe_parts import Augmentation
 
 N, SIDE = 200, 16
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from candid.models import build_model
-from candid.recipe import Optimizer, Schedule
+from candid.recipe_parts import Optimizer, Schedule
 from candid.training.optimization import RateSchedule, build_optimizer, count_stalls, parameter_groups
 
 
