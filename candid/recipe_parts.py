@@ -61,6 +61,8 @@ class Augmentation(Part):
     """Cut a window of at least this share of the area, with sides from 3:4 to 4:3, and resize it; 0 is off."""
     mirror: bool = False
     """Swap left and right in half of the examples."""
+    mirror_alternates: bool = False
+    """Each example comes mirrored in every other epoch, chance decides only in which; else chance decides each time."""
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Scale brightness, contrast and saturation, each by a factor in [1 - value, 1 + value]."""
     randaugment: Annotated[int, Field(ge=0, le=30)] = 0
@@ -73,11 +75,15 @@ class Augmentation(Part):
     """Alpha of CutMix (Yun et al. 2019): a window of another example; with mixup too, half the examples each."""
 
     @model_validator(mode="after")
-    def _one_crop(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.crop_padding and self.random_resized_crop:
             raise ValueError(
                 f"augmentation.crop_padding is {self.crop_padding} and augmentation.random_resized_crop is "
                 f"{self.random_resized_crop}; a picture is cut once, so set one of them to 0."
+            )
+        if self.mirror_alternates and not self.mirror:
+            raise ValueError(
+                "augmentation.mirror_alternates is true, but augmentation.mirror is false; set both, or neither."
             )
         return self
 
@@ -156,11 +162,12 @@ class Training(Part):
 class Optimizer(Part):
     """How a gradient becomes a step."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """muon: for the filters of convolutions; all else learns by adamw, at `vector_factor` of the rate."""
     rate: Annotated[float, Field(gt=0)] = 0.07
     """Peak learning rate."""
     momentum: Share = 0.9
-    """Of SGD; of Adam and AdamW it is beta 1."""
+    """Of SGD and Muon; of Adam and AdamW it is beta 1."""
     nesterov: bool = True
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
@@ -168,6 +175,8 @@ class Optimizer(Part):
     """False exempts the parameters of normalisation layers and all biases from weight decay."""
     head_factor: Annotated[float, Field(gt=0)] = 1.0
     """What the learning rate of the head is multiplied by, for fine-tuning."""
+    vector_factor: Annotated[float, Field(gt=0)] = 0.04
+    """What Muon's learning rate is multiplied by for biases, normalisations and the head, which learn by AdamW."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:

@@ -30,20 +30,21 @@ class Augmenter:
     def __init__(self, settings: Augmentation, seed: int, epoch: int, num_examples: int) -> None:
         """Prepare the draws of `epoch` for a training split of `num_examples`."""
         self.settings = settings
-        self._key = (seed, "augmentation", epoch)
+        self._seed, self._epoch = seed, epoch
         self._num_examples = num_examples
         self._drawn: dict[str, Tensor] = {}
 
-    def draw(self, purpose: str, indices: Tensor) -> Tensor:
-        """Each example's draw in [0, 1) for `purpose`, [N]."""
+    def draw(self, purpose: str, indices: Tensor, epoch: int | None = None) -> Tensor:
+        """Each example's draw in [0, 1) for `purpose`, [N]; that of another epoch if one is given."""
         if purpose not in self._drawn:
-            self._drawn[purpose] = uniform(self._num_examples, *self._key, purpose)
+            drawn_in = self._epoch if epoch is None else epoch
+            self._drawn[purpose] = uniform(self._num_examples, self._seed, "augmentation", drawn_in, purpose)
         return self._drawn[purpose][indices]
 
     def draw_beta(self, alpha: float, purpose: str, indices: Tensor) -> Tensor:
         """Each example's draw from Beta(alpha, alpha) for `purpose`, [N]."""
         if purpose not in self._drawn:
-            self._drawn[purpose] = beta(self._num_examples, alpha, *self._key, purpose)
+            self._drawn[purpose] = beta(self._num_examples, alpha, self._seed, "augmentation", self._epoch, purpose)
         return self._drawn[purpose][indices]
 
     def crop_offsets(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +66,16 @@ class Augmenter:
         top, left = (1 - height) * self.draw("top", indices), (1 - width) * self.draw("left", indices)
         return torch.stack([top, left, height, width], dim=1)
 
+    def mirrored(self, indices: Tensor) -> Tensor:
+        """Whether each example comes with left and right swapped, bool [N]."""
+        if not self.settings.mirror_alternates:
+            return self.draw("mirror", indices) < 0.5
+        return (self.draw("mirror", indices, epoch=0) < 0.5) ^ (self._epoch % 2 == 1)
+
     def vary(self, pictures: Tensor, indices: Tensor) -> Tensor:
         """Mirrored, jittered and RandAugmented pictures, uint8 [N, C, H, W]."""
         if self.settings.mirror:
-            pictures = mirror(pictures, self.draw("mirror", indices) < 0.5)
+            pictures = mirror(pictures, self.mirrored(indices))
         if self.settings.color_jitter:
             draws = [self.draw(name, indices) for name in ("brightness", "contrast", "saturation")]
             factors = 1 + self.settings.color_jitter * (2 * torch.stack(draws) - 1)

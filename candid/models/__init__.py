@@ -10,6 +10,7 @@ from torch import nn
 
 from candid.errors import InputError, did_you_mean
 from candid.models import (
+    airbench,
     alexnet,
     all_cnn,
     convnet,
@@ -116,6 +117,7 @@ REGISTRY: dict[str, Variant] = {
     **variants("preact_resnet", preact_resnet.PreActResNet, preact_resnet.VARIANTS),
     **variants("densenet", densenet.DenseNet, densenet.VARIANTS),
     **variants("mobilenetv2", mobilenetv2.MobileNetV2, mobilenetv2.VARIANTS),
+    **variants("airbench", airbench.Airbench, airbench.VARIANTS),
     **variants("shufflenetv2", shufflenetv2.ShuffleNetV2, shufflenetv2.VARIANTS),
     **variants("ghostnet", ghostnet.GhostNet, ghostnet.VARIANTS),
     **variants("all_cnn", all_cnn.AllCNN, all_cnn.VARIANTS),

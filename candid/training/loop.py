@@ -18,6 +18,7 @@ from candid.data.loading import Batch
 from candid.device import AUTOCAST_TYPES, torch_memory_format
 from candid.models import find_variant
 from candid.models.auxiliary import split_output
+from candid.models.whitening import whiten
 from candid.randomness import seed_for
 from candid.recipe import Recipe
 from candid.training.freezing import Freezing, plan_freezing
@@ -181,6 +182,12 @@ class Trainer:
                 ours.lerp_(theirs, 1 - decay)
             else:
                 ours.copy_(theirs)
+
+    def show(self, pictures: Iterable[Tensor]) -> None:
+        """Let a first layer that learns from pictures [N, C, H, W] see them, before training."""
+        whiten(self.model, pictures)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
 
     def begin(self, weights: dict[str, Tensor]) -> None:
         """Begin from these weights."""

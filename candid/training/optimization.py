@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from candid.recipe_parts import Optimizer, Schedule
+from candid.training.muon import Muon
 from candid.weights.names import is_head
 
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
@@ -21,6 +22,8 @@ def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimi
         return torch.optim.SGD(
             groups, lr=settings.rate, momentum=settings.momentum, nesterov=settings.nesterov, foreach=True
         )
+    if settings.name == "muon":
+        return Muon(groups, lr=settings.rate, betas=(settings.momentum, 0.98), foreach=True)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=settings.rate, betas=(settings.momentum, 0.999), foreach=True)
 
@@ -29,8 +32,10 @@ def parameter_groups(settings: Optimizer, model: nn.Module) -> list[dict[str, ob
     """Parameters by weight decay (norms and biases may be exempt) and by what their rate is multiplied by (heads)."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
-        factor = settings.head_factor if is_head(path) else 1.0
+        of_module = settings.head_factor if is_head(path) else 1.0
         for name, parameter in module.named_parameters(recurse=False):
+            learns_by_adamw = settings.name == "muon" and parameter.ndim != 4
+            factor = of_module * (settings.vector_factor if learns_by_adamw else 1.0)
             exempt = not settings.decay_norms_and_biases and (name == "bias" or isinstance(module, NORMALISATIONS))
             decay = 0.0 if exempt else settings.weight_decay
             groups.setdefault((decay, factor), []).append(parameter)

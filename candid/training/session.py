@@ -4,10 +4,11 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import deterministic
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState
@@ -31,6 +32,8 @@ from candid.training.stopping import Stop, Stopped, stop_for
 from candid.training.whole_steps import TornStep
 from candid.weights import Loaded
 
+NUM_PICTURES_SEEN = 2000
+"""Before training, by a first layer that learns from them."""
 LESS_MEMORY = "Set training.memory=recompute, choose a smaller network or data.image_size, or close other programs."
 
 
@@ -71,9 +74,18 @@ class Session:
 
     def begin(self, start: Loaded | None) -> None:
         """Begin from weights, and say what they are; from random ones where there are none."""
-        if start is not None:
+        if start is None:
+            self.trainer.show(self._pictures_to_see())
+        else:
             self.trainer.begin(start.state)
             self.reporter.say(start.report.text())
+
+    def _pictures_to_see(self) -> Iterator[Tensor]:
+        """Training pictures [N, C, H, W] spread over the classes, without variations; read when they are asked for."""
+        train = self.data.train
+        seen = train.select(torch.arange(0, len(train), max(1, len(train) // NUM_PICTURES_SEEN)))
+        for inputs, _ in EvaluationBatches(seen, self.data.preprocessing, self.device):
+            yield inputs
 
     def restore(self, checkpoint: Checkpoint, state: TrainingState) -> None:
         """Go to where a checkpoint stands, perhaps in the middle of an epoch."""

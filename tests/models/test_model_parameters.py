@@ -98,6 +98,7 @@ PARAMETERS = {
     "mobilenetv2-1.3": (1000, 3, 5_386_792),  # torchvision's with this width; authors' repository, 5.34 M
     "mobilenetv2-1.4": (1000, 3, 6_108_776),  # timm; authors' repository, 6.06 M; printed as 6.9 M
     "mobilenetv2-cifar": (10, 3, 2_236_682),  # torchvision's with 10 classes
+    "airbench94": (10, 3, 1_972_514),  # paper, 1.97 M without gains: test_airbench.py
     "shufflenetv2-0.5": (1000, 3, 1_366_792),  # torchvision; the paper: 1.4 M
     "shufflenetv2-1.0": (1000, 3, 2_278_604),  # torchvision; the paper: 2.3 M
     "shufflenetv2-1.5": (1000, 3, 3_503_624),  # torchvision; the paper: 3.5 M
