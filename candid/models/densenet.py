@@ -5,7 +5,8 @@ ImageNet: Table 1, and 161 (k = 48) from an earlier version of it. CIFAR: sectio
 The wide `densenet-bc-40-k` are in the authors' repository (github.com/liuzhuang13/DenseNet), except k = 12.
 Initialisation: He et al. 2015, fan out, linear bias 0, as in the authors' code.
 Departures: our small stem, one 3x3 convolution to 2k, in `densenet121-cifar` and its like; `densenet-notes`
-compresses without bottlenecks. Checked against torchvision and a functional form of section 3 in tests/models/.
+compresses without bottlenecks; `densenet-speed`, ours, is shallow and wide, begins with whitening and halves the side
+before its first block. Checked against torchvision and a functional form of section 3 in tests/models/.
 Shapes: N images, C channels, H W pixels, k growth rate, theta compression.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, cat, nn
 
 from candid.models.blocks import draw_he_fan_out
 from candid.models.dense_block import Memory, choose_memory, run_dense_block
+from candid.models.whitening import WhiteningConvolution
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class DenseNetConfig:
     growth_rate: int = 32  # k in the paper
     layers_per_block: tuple[int, ...] = (6, 12, 24, 16)
     stem_channels: int = 64
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: Literal["imagenet", "small", "whitening"] = "imagenet"
     image_size: int = 224  # px
     bottleneck: bool = True  # a 1x1 convolution to 4k maps before each 3x3
     compression: float = 0.5  # theta in the paper: the share of maps that a transition keeps
@@ -36,7 +38,9 @@ class DenseNetConfig:
     def smallest_image_size(self) -> int:
         """Side in px that leaves a single pixel; transitions round down, the padded stem rounds up."""
         last_halvings = 2 ** (len(self.layers_per_block) - 1)
-        return last_halvings if self.stem == "small" else 4 * last_halvings - 3
+        return {"small": last_halvings, "whitening": 2 * last_halvings + 1, "imagenet": 4 * last_halvings - 3}[
+            self.stem
+        ]
 
 
 class PlainLayer(nn.Module):
@@ -109,16 +113,28 @@ class Transition(nn.Module):
         return self.pool(self.dropout(self.conv(self.relu(self.norm(x)))))  # [N, theta * C, H / 2, W / 2]
 
 
+def build_stem(config: DenseNetConfig, in_channels: int) -> nn.Sequential:
+    """[N, in_channels, H, W] to [N, stem_channels, H / s, W / s]; s is 4 for ImageNet, 1 small, 2 behind whitening."""
+    channels = config.stem_channels
+    match config.stem:
+        case "imagenet":
+            conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
+        case "small":
+            return nn.Sequential(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False))
+        case "whitening":
+            white = WhiteningConvolution(in_channels)
+            conv = nn.Conv2d(white.out_channels, channels, kernel_size=3, padding=1, bias=False)
+            return nn.Sequential(white, nn.ReLU(), conv, nn.MaxPool2d(2))
+
+
 class DenseNet(nn.Module):
     """Logits [N, num_classes] from a stem, dense blocks, transitions, a global average and a linear head."""
 
     def __init__(self, config: DenseNetConfig, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         channels = config.stem_channels
-        side, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, side, stride, side // 2, bias=False))
-        if config.stem == "imagenet":
-            self.stem.extend([nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)])
+        self.stem = build_stem(config, in_channels)
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
         for num_layers in config.layers_per_block:
             if len(self.blocks) > 0:
@@ -133,7 +149,7 @@ class DenseNet(nn.Module):
         draw_he_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        x = self.blocks[0](self.stem(x))  # [N, C, H / 4, W / 4]; with the small stem H, W
+        x = self.blocks[0](self.stem(x))  # [N, C, H / s, W / s]
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = block(transition(x))  # [N, theta * C + num_layers * k, H / 2, W / 2] each time
         return self.head(self.norm(x).relu().mean(dim=(2, 3)))  # [N, C], then [N, num_classes]
@@ -160,5 +176,6 @@ VARIANTS = {
     "densenet-bc-40-36": DenseNetConfig(36, (6, 6, 6), 72, "small", 32),
     "densenet-bc-40-48": DenseNetConfig(48, (6, 6, 6), 96, "small", 32),
     "densenet-bc-40-60": DenseNetConfig(60, (6, 6, 6), 120, "small", 32),
+    "densenet-speed": DenseNetConfig(64, (2, 2, 2), 64, "whitening", 32, bottleneck=False),
     "densenet-notes": DenseNetConfig(32, (4, 4, 4, 4), 64, "imagenet", 96, bottleneck=False),
 }

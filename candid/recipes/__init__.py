@@ -6,7 +6,7 @@ from pathlib import Path
 
 from candid.errors import InputError, did_you_mean
 from candid.recipe import Recipe
-from candid.recipes import notes, papers, starting
+from candid.recipes import notes, papers, speed, starting
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "default": starting.default,
@@ -18,6 +18,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "papers/resnet20": papers.resnet20,
     "papers/densenet-40-12": papers.densenet_40_12,
     "papers/densenet-bc-100-12": papers.densenet_bc_100_12,
+    "speed/airbench90": speed.airbench90,
+    "speed/airbench94": speed.airbench94,
+    "speed/densenet90": speed.densenet90,
 }
 
 

@@ -54,7 +54,10 @@ def section_3(state: State, x: Tensor, training: bool) -> Tensor:
             return F.conv2d(bn_relu(x, f"{place}.norm2"), state[f"{place}.conv2.weight"], padding=1)
         return F.conv2d(bn_relu(x, f"{place}.norm1"), state[f"{place}.conv1.weight"], padding=1)
 
-    if "stem.1.weight" in state:  # ImageNet
+    if "stem.0.filters" in state:  # our own
+        x = F.relu(F.conv2d(x, state["stem.0.filters"], state["stem.0.bias"]))
+        x = F.max_pool2d(F.conv2d(x, state["stem.2.weight"], padding=1), kernel_size=2)
+    elif "stem.1.weight" in state:  # ImageNet
         x = bn_relu(F.conv2d(x, state["stem.0.weight"], stride=2, padding=3), "stem.1")
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
     else:
@@ -80,6 +83,10 @@ def test_cifar_network_is_section_3(name: str) -> None:
 
 def test_network_of_the_notes_compresses_without_bottlenecks() -> None:
     assert_same_network(build_model("densenet-notes", 7, in_channels=1), section_3, random_images(4, 1, 32))
+
+
+def test_speed_network_is_section_3_behind_whitening() -> None:
+    assert_same_network(build_model("densenet-speed", 7), section_3, random_images(4, 3, 18))
 
 
 def test_channels_of_the_notes() -> None:
