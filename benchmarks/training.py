@@ -13,7 +13,7 @@ from benchmarks.usual import random_cifar, usual_loader, usual_script
 from benchmarks.usual_networks import USUAL
 from candid.data.loading import Batch
 
-BATCH_SIZE, ROUNDS = 128, 3
+BATCH_SIZE, ROUNDS = 128, 2
 LONGEST_WAIT_PERCENT = 3
 
 
@@ -27,9 +27,9 @@ class Work:
 
 
 WORK = (
-    Work("resnet18-cifar", 2.5, 4),
-    Work("densenet-cifar", 3.5, 4),
-    Work("mobilenetv2-cifar", 3.0, 3),
+    Work("resnet18-cifar", 2.5, 3),
+    Work("densenet-cifar", 3.5, 3),
+    Work("mobilenetv2-cifar", 3.0, 2),
     Work("wrn-16-4", 2.0, 4),
     Work("shufflenetv2-1.0-cifar", 1.2, 8),
     Work("ghostnet-1.0", 1.6, 16),
