@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from benchmarks.automatic import as_data, automatic_epoch, automatic_recipe
 from benchmarks.by_hand import ByHand
@@ -50,16 +50,16 @@ PANELS = (
         [Point(k, f"densenet-bc-40-{k}", 16) for k in (12, 36, 48, 60)],
     ),
     Panel(
-        "ResNet of the CIFAR paper, batch 64",
-        "depth (layers)",
+        "ResNet-n for CIFAR, batch 64",
+        "depth: layers n",
         [Point(n, f"resnet{n}-cifar", 64) for n in (20, 32, 44, 56, 110)],
     ),
     Panel(
         "ResNet-18, batch 16",
-        "side of the pictures (px)",
+        "image side (px)",
         [Point(side, "resnet18-cifar", 16, side) for side in (16, 32, 48, 64, 96)],
     ),
-    Panel("ResNet-20, 32 px", "batch", [Point(2**n, "resnet20-cifar", 2**n) for n in range(3, 10)]),
+    Panel("ResNet-20 for CIFAR", "batch", [Point(2**n, "resnet20-cifar", 2**n) for n in range(3, 10)]),
 )
 Speeds = dict[str, list[float]]
 """Images/s by contender, a value for each point."""
@@ -98,7 +98,7 @@ def draw(theme: Theme, speeds: list[Speeds]) -> Figure:
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     for axes, panel, values in zip(figure.subplots(2, 2).flat, PANELS, speeds, strict=True):
         draw_panel(axes, theme, panel, values)
-    figure.axes[0].legend(frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 
@@ -109,8 +109,10 @@ def draw_panel(axes: Axes, theme: Theme, panel: Panel, speeds: Speeds) -> None:
         axes.plot(ticks, values, color=color, marker="o", label=name)
     axes.set(title=panel.title, xlabel=panel.axis, ylabel="images/s", xscale="log", yscale="log")
     axes.set_xticks(ticks, list(map(str, ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
     axes.grid(axis="y")
 
 

@@ -61,7 +61,7 @@ def by_name(name: str) -> Callable[[], nn.Module]:
 
 
 WORK = (
-    Work("resnet18-cifar", small_resnet18, "bf16", compiled=False),
+    Work("resnet18-cifar", small_resnet18, "bf16", compiled=True),
     Work("densenet-cifar", small_densenet, "bf16", compiled=False),
     Work("mobilenetv2-1.0", by_name("mobilenetv2_100"), "bf16", compiled=False),
     Work("ghostnet-1.0", by_name("ghostnet_100"), "fp32", compiled=False),
