@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench tables long
+.PHONY: train test lint bench bench-long tables long
 
 train: $(VENV)/ready
 	$(BIN)/candid train
@@ -17,12 +17,10 @@ lint: $(VENV)/ready
 	$(BIN)/pyright
 
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks.loading
-	$(BIN)/python -m benchmarks.training
-	$(BIN)/python -m benchmarks.checkpointing
-	$(BIN)/python -m benchmarks.models
-	$(BIN)/python -m benchmarks.dense_block
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.page
+
+bench-long: $(VENV)/ready
+	$(BIN)/python -m benchmarks.page --long
 
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables

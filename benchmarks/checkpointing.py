@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from benchmarks.loading import VARIATIONS, candid_data
+from benchmarks.automatic import CPU, as_data, automatic_recipe
 from benchmarks.measuring import describe_machine, fastest
-from benchmarks.training import BATCH_SIZE, CPU, automatic_recipe
 from benchmarks.usual import random_cifar
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_network
 from candid.data.augmentation import cut_windows, mirror
@@ -27,6 +26,7 @@ from candid.training.ranks import ALONE
 from candid.training.session import Session
 from candid.training.stopping import Stop
 
+MODEL, BATCH_SIZE = "resnet18-cifar", 128
 STEPS, STEPS_BETWEEN_SAVES, ROUNDS = 6, 3, 6
 USUAL_STEPS_BETWEEN_SAVES = 200  # far enough apart to be usual, and too far to be waited for here
 CHECKPOINT_BYTES = 100_000_000
@@ -44,9 +44,8 @@ class UnsavedSession(Session):
 def main() -> None:
     """Print what was measured, and what it comes to."""
     images, labels = random_cifar(BATCH_SIZE * STEPS)
-    recipe = automatic_recipe().replace(
+    recipe = automatic_recipe(MODEL, BATCH_SIZE).replace(
         {
-            **VARIATIONS,
             "training.epochs": 1,
             "training.deterministic": True,
             "limits.save_every": f"{STEPS_BETWEEN_SAVES}steps",
@@ -92,7 +91,7 @@ def print_costs(recipe: Recipe, plain_s: float, unsaved_s: float, saved_s: float
 
 def open_session(kind: type[Session], out: Path, recipe: Recipe, images: Tensor, labels: Tensor) -> Session:
     """A run of one epoch over pictures in memory, about to begin."""
-    data = candid_data(images, labels)
+    data = as_data(images, labels)
     data_set = DataSet("noise", CLASSES, 3, 32, {"train": lambda: data.train})
     run = RunFolder.create(out, recipe, {})
     return kind(run, recipe, data_set, data, CPU, Reporter.silent(), ALONE, Stop())
@@ -114,7 +113,7 @@ def plain_loop(recipe: Recipe, images: Tensor, labels: Tensor) -> Callable[[], N
     """
     model = build_network(recipe, len(CLASSES))
     optimizer = build_optimizer(recipe.optimizer, model)
-    margin, preprocessing = recipe.augmentation.crop_padding, candid_data(images, labels).preprocessing
+    margin, preprocessing = recipe.augmentation.crop_padding, as_data(images, labels).preprocessing
     padded = pad(images.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)).contiguous()
     dtype = AUTOCAST_TYPES.get(recipe.training.precision)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torchvision
 from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.dense_block import Work, bytes_saved, prepare
+from benchmarks.usual_networks import small_densenet
 from candid.models.densenet import DenseNet, DenseNetConfig
 from candid.report.theme import Theme, render_png
 
@@ -38,20 +38,9 @@ def networks() -> dict[str, Callable[[int], nn.Module]]:
         for memory in ("plain", "shared", "recompute")
     }
     return {
-        "torchvision": lambda n: torchvision_form(n, efficient=False),
-        "torchvision, memory_efficient": lambda n: torchvision_form(n, efficient=True),
+        "torchvision": lambda n: small_densenet(GROWTH, (n, n, n)),
+        "torchvision, memory_efficient": lambda n: small_densenet(GROWTH, (n, n, n), efficient=True),
     } | ours
-
-
-def torchvision_form(num_layers: int, *, efficient: bool) -> nn.Module:
-    """torchvision's DenseNet with the stem for small images."""
-    network = torchvision.models.DenseNet(
-        GROWTH, (num_layers,) * 3, num_init_features=2 * GROWTH, num_classes=10, memory_efficient=efficient
-    )
-    network.features.conv0 = nn.Conv2d(3, 2 * GROWTH, 3, padding=1, bias=False)
-    for name in ("norm0", "relu0", "pool0"):
-        setattr(network.features, name, nn.Identity())
-    return network
 
 
 def measure(build: Callable[[int], nn.Module], depth: int) -> float:

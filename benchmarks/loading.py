@@ -3,36 +3,20 @@
 Run: python -m benchmarks.loading
 """
 
-import torch
-
+from benchmarks.automatic import CPU, VARIATIONS, as_data
 from benchmarks.measuring import describe_machine, fastest
-from benchmarks.usual import MEAN, STD, random_cifar, usual_loader
-from candid.data.examples import StoredExamples
-from candid.data.loading import TrainingBatches, TrainingData
-from candid.data.preprocessing import Preprocessing
+from benchmarks.usual import random_cifar, usual_loader
+from candid.data.loading import TrainingBatches
 from candid.recipe import Recipe
 
-NUM_IMAGES, BATCH_SIZE, ROUNDS = 20_000, 128, 5
-VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
-
-
-def candid_batches(images: torch.Tensor, labels: torch.Tensor, batch_size: int = BATCH_SIZE) -> TrainingBatches:
-    """candid's batches of the same pictures with the same variations."""
-    recipe = Recipe().replace({**VARIATIONS, "training.batch_size": batch_size})
-    return TrainingBatches(candid_data(images, labels), recipe, 10, torch.device("cpu"))
-
-
-def candid_data(images: torch.Tensor, labels: torch.Tensor) -> TrainingData:
-    """The pictures as candid holds them, with nothing to validate on."""
-    examples = StoredExamples(images, labels, tuple(map(str, range(len(labels)))))
-    preprocessing = Preprocessing(image_size=32, channels=3, fit="crop", mean=MEAN, std=STD)
-    return TrainingData(examples, None, preprocessing)
+NUM_IMAGES, BATCH_SIZE, ROUNDS = 12_800, 128, 3
 
 
 def main() -> None:
     """Print the table."""
     images, labels = random_cifar(NUM_IMAGES)
-    batches = candid_batches(images, labels)
+    recipe = Recipe().replace({**VARIATIONS, "training.batch_size": BATCH_SIZE})
+    batches = TrainingBatches(as_data(images, labels), recipe, 10, CPU)
     loaders = {workers: usual_loader(images, labels, BATCH_SIZE, workers) for workers in (0, 2)}
     seconds = fastest(
         {

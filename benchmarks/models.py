@@ -25,7 +25,7 @@ RUN = {
     "vgg11": "vgg11",
     "alexnet": "alexnet",
 }
-BATCH_SIZE, IMAGE_SIZE, ROUNDS = 32, 224, 3
+BATCH_SIZE, IMAGE_SIZE, ROUNDS = 8, 224, 3
 
 
 def main() -> None:

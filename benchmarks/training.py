@@ -1,80 +1,83 @@
-"""Training throughput of ResNet-18 (CIFAR form), batch 128, loading included, against the usual script.
+"""Training throughput at batch 128 on 32x32 pictures, loading included, against the usual script.
 
 Run: python -m benchmarks.training
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-
-from benchmarks.loading import candid_batches
+from benchmarks.automatic import Epoch, as_data, automatic_epoch, automatic_recipe, describe
 from benchmarks.measuring import describe_machine, fastest
-from benchmarks.usual import random_cifar, usual_loader
-from candid.device import choose_memory_format, choose_precision
-from candid.models import build_model
-from candid.recipe import Recipe
-from candid.training.loop import Trainer, train_one_epoch
-from candid.training.progress import Reporter
+from benchmarks.usual import random_cifar, usual_loader, usual_script
+from benchmarks.usual_networks import USUAL
+from candid.data.loading import Batch
 
-MODEL, BATCH_SIZE, STEPS, ROUNDS = "resnet18-cifar", 128, 6, 4
-CPU = torch.device("cpu")
+BATCH_SIZE, ROUNDS = 128, 2
+LONGEST_WAIT_PERCENT = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network, how often the usual script's throughput candid's has to be, and how many steps are timed at once."""
+
+    model: str
+    bar: float
+    steps: int
+
+
+WORK = (
+    Work("resnet18-cifar", 2.5, 3),
+    Work("densenet-cifar", 3.5, 3),
+    Work("mobilenetv2-cifar", 3.0, 2),
+    Work("wrn-16-4", 2.0, 4),
+    Work("shufflenetv2-1.0-cifar", 1.2, 8),
+    Work("ghostnet-1.0", 1.6, 16),
+)
 
 
 def main() -> None:
     """Print the table."""
-    images, labels = random_cifar(BATCH_SIZE * STEPS)
-    trainer = Trainer(automatic_recipe(), 10, STEPS, CPU)
-    batches, silent = candid_batches(images, labels, BATCH_SIZE), Reporter.silent()
-    usual = usual_script(usual_loader(images, labels, BATCH_SIZE, workers=2))
-    seconds = fastest(
-        {
-            f"candid ({trainer.recipe.training.precision}, {trainer.recipe.training.memory_format})": lambda: (
-                train_one_epoch(trainer, batches.epoch(0), [], silent.advance)
-            ),
-            "the usual script (fp32, NCHW)": usual,
-        },
-        ROUNDS,
+    print(
+        f"Training, batches of {BATCH_SIZE} with loading; fastest of {ROUNDS} rounds\n{describe_machine()}", flush=True
     )
-    print(f"Training {MODEL}, {STEPS} steps of {BATCH_SIZE} with loading; fastest of {ROUNDS} rounds")
-    print(describe_machine())
-    fastest_s = min(seconds.values())
-    for name, duration_s in seconds.items():
-        print(f"  {name:<38} {len(images) / duration_s:>8,.0f} images/s  {duration_s / fastest_s:6.2f}x the time")
+    for work in WORK:
+        measure(work)
 
 
-def automatic_recipe() -> Recipe:
-    """The network as candid trains it when nothing is asked for."""
-    return Recipe().replace(
-        {
-            "model.name": MODEL,
-            "data.image_size": 32,
-            "data.channels": 3,
-            "training.batch_size": BATCH_SIZE,
-            "training.memory_format": choose_memory_format("auto"),
-            "training.precision": choose_precision("auto", CPU, build_model(MODEL, 10)),
-            "optimizer.nesterov": True,
-            "optimizer.weight_decay": 5e-4,
-        }
+def measure(work: Work) -> None:
+    """Print a line: both throughputs, their ratio, and what share of its time candid waited for data."""
+    images, labels = random_cifar(BATCH_SIZE * work.steps)
+    recipe = automatic_recipe(work.model, BATCH_SIZE)
+    epoch = automatic_epoch(recipe, as_data(images, labels))
+    usual = usual_script(USUAL[work.model](), usual_loader(images, labels, BATCH_SIZE, workers=2))
+    seconds = fastest({"candid": epoch, "usual": usual}, ROUNDS)
+    print(
+        f"  {work.model:<24}usual {len(images) / seconds['usual']:6,.0f} images/s   "
+        f"candid {len(images) / seconds['candid']:6,.0f} ({describe(recipe)})   "
+        f"{seconds['usual'] / seconds['candid']:5.2f}x, bar {work.bar:.1f}x   "
+        f"waits {waiting_percent(epoch):.1f} % for data, bar {LONGEST_WAIT_PERCENT} %",
+        flush=True,
     )
 
 
-def usual_script(loader: DataLoader[tuple[Tensor, Tensor]]) -> Callable[[], None]:
-    """The same network and optimizer, as the usual script trains them."""
-    model = build_model(MODEL, 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+def waiting_percent(epoch: Epoch) -> float:
+    """The share of an epoch that passes while its loop waits for a batch."""
+    waits_s: list[float] = []
+    started_at_s = time.perf_counter()
+    epoch.train(watch(epoch.batches.epoch(0), waits_s))
+    return 100 * sum(waits_s) / (time.perf_counter() - started_at_s)
 
-    def epoch() -> None:
-        model.train()
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            loss = cross_entropy(model(inputs), labels)
-            loss.backward()
-            optimizer.step()
 
-    return epoch
+def watch(batches: Iterator[Batch], waits_s: list[float]) -> Iterator[Batch]:
+    """The batches; each one's time of waiting is added to `waits_s`."""
+    while True:
+        started_at_s = time.perf_counter()
+        batch = next(batches, None)
+        waits_s.append(time.perf_counter() - started_at_s)
+        if batch is None:
+            return
+        yield batch
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What the usual script does: a torchvision data set, transforms picture by picture, a DataLoader."""
 
+from collections.abc import Callable, Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
@@ -27,12 +30,33 @@ class CIFAR10InMemory(datasets.CIFAR10):
 
 
 def usual_loader(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Shuffled batches with pad-and-crop and mirror, as the usual script makes them."""
-    return DataLoader(CIFAR10InMemory(images, labels), batch_size, shuffle=True, num_workers=workers)
+    """Shuffled batches with pad-and-crop and mirror, as the usual script makes them, by workers that stay."""
+    data = CIFAR10InMemory(images, labels)
+    return DataLoader(data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
-def random_cifar(number: int) -> tuple[Tensor, Tensor]:
-    """Noise in the shape of CIFAR-10: uint8 [N, 3, 32, 32] and labels [N]; speed does not depend on what it shows."""
+def usual_script(network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    """An epoch of the usual script, in fp32 and NCHW."""
+    optimizer = usual_sgd(network)
+
+    def epoch() -> None:
+        network.train()
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            loss = cross_entropy(network(inputs), labels)
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def usual_sgd(network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the usual script; its rate is low, so that no network's loss leaves the numbers."""
+    return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def random_cifar(number: int, side_px: int = 32) -> tuple[Tensor, Tensor]:
+    """Noise as CIFAR-10 has pictures: uint8 [N, 3, side, side], labels [N]; speed does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (number, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (number, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, 10, (number,), generator=generator)

@@ -1,25 +1,100 @@
-"""The benchmarks of training run: on a small network, for a step or two. What they measure then means nothing."""
+"""The benchmarks of training run: on small networks, for a step or two. What they measure then means nothing."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpointing, training
+from benchmarks import checkpointing, scaling, timm_epoch, training, zoo
+from benchmarks.measuring import fastest
+from benchmarks.scaling import Panel, Point
+from benchmarks.training import Work
+from benchmarks.usual_networks import USUAL
+from candid.models import count_parameters
+from candid.zoo import read_entries
+
+SETTINGS = r"\((fp32|bf16), channels-last\)"
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkpointing, training):
-        for name, value in {"BATCH_SIZE": 8, "STEPS": 2, "ROUNDS": 1}.items():
-            monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(training, "MODEL", "resnet20-cifar")
-    monkeypatch.setattr(checkpointing, "STEPS_BETWEEN_SAVES", 1)
+    for module in (checkpointing, scaling, timm_epoch, training, zoo):
+        monkeypatch.setattr(module, "ROUNDS", 1)
+    for module in (checkpointing, training, timm_epoch):
+        monkeypatch.setattr(module, "BATCH_SIZE", 8)
+    for name, value in {"MODEL": "resnet20-cifar", "STEPS": 2, "STEPS_BETWEEN_SAVES": 1}.items():
+        monkeypatch.setattr(checkpointing, name, value)
     monkeypatch.setattr(checkpointing, "CHECKPOINT_BYTES", 2_000_000)
+    monkeypatch.setattr(timm_epoch, "NUM_PICTURES", 20)
+    monkeypatch.setattr(training, "WORK", (Work("ghostnet-1.0", 1.6, 2),))
+    monkeypatch.setattr(zoo, "MULTIPLY_ADDS", 0.3e9)
+
+
+def lines_after_machine(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a benchmark printed below the line of the machine and the versions."""
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r" cores, .*; Python .*, torch .*, torchvision ", lines[1])
+    return lines[2:]
 
 
 def test_training(capsys: pytest.CaptureFixture[str]):
     training.main()
-    assert len(re.findall(r"^ .* images/s +\d+\.\d\dx the time$", capsys.readouterr().out, flags=re.MULTILINE)) == 2
+    (line,) = lines_after_machine(capsys)
+    assert re.fullmatch(
+        rf"  ghostnet-1.0 +usual +\d+ images/s   candid +\d+ {SETTINGS} +\d+\.\d\dx, bar 1.6x"
+        r"   waits \d+\.\d % for data, bar 3 %",
+        line,
+    )
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_the_usual_networks_have_the_parameters_of_ours(name: str):
+    assert sum(parameter.numel() for parameter in USUAL[name]().parameters()) == count_parameters(name, 10)
+
+
+@pytest.mark.parametrize("work", timm_epoch.WORK, ids=lambda work: work.model)
+def test_timms_networks_have_the_parameters_of_ours(work: timm_epoch.Work):
+    assert sum(parameter.numel() for parameter in work.build().parameters()) == count_parameters(work.model, 10)
+
+
+def test_zoo(capsys: pytest.CaptureFixture[str]):
+    zoo.main(["resnet20-cifar", "dsn"])  # one with auxiliary classifiers
+    *lines, worst = lines_after_machine(capsys)
+    settings = r"\((fp32|bf16), (contiguous|channels-last)\)"
+    for line, name in zip(lines, ("resnet20-cifar", "dsn"), strict=True):
+        assert re.fullmatch(
+            rf"  {name} +batch   4   by hand +\d+ images/s {settings}   candid +\d+ {SETTINGS} +\d+\.\d{{3}}x"
+            r"(, below the bar)?",
+            line,
+        )
+    assert re.fullmatch(r"The worst of 2: (resnet20-cifar|dsn) \d\.\d{3}x; [012] below the bar of 0\.97x", worst)
+
+
+def test_the_zoo_is_timed_in_batches_that_a_machine_bears(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    works = {entry.name: zoo.choose_work(entry) for entry in read_entries() if entry.image_size == 32}
+    assert works["resnet20-cifar"] == (128, 4)
+    assert works["resnet18-cifar"] == (32, 1)
+    assert works["densenet-bc-190-40"] == (4, 1)
+
+
+def test_an_epoch_of_timm(capsys: pytest.CaptureFixture[str]):
+    timm_epoch.main(["ghostnet-1.0"])
+    (line,) = lines_after_machine(capsys)
+    assert re.fullmatch(
+        rf"  ghostnet-1.0 +timm +\d+\.\d\d s \(fp32\)   candid +\d+\.\d\d s {SETTINGS} +\d+\.\d\dx, bar 1.3x", line
+    )
+
+
+def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    points = [Point(side, "resnet20-cifar", 4, side) for side in (16, 32)]
+    monkeypatch.setattr(scaling, "PANELS", [Panel("ResNet-20", "image side (px)", points)] * 4)
+    scaling.main(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    title, axis, *rows = lines_after_machine(capsys)[:4]
+    assert title == "ResNet-20"
+    assert axis.split() == ["image", "side", "(px)", "16", "32"]
+    assert [re.sub(r"( +[\d,]+){2}$", "", row) for row in rows] == ["  fp32, NCHW", "  automatic settings"]
 
 
 def test_checkpointing(capsys: pytest.CaptureFixture[str]):
@@ -29,3 +104,16 @@ def test_checkpointing(capsys: pytest.CaptureFixture[str]):
     assert re.search(r"exactness costs [+-]\d+\.\d\d %; bar 3 %$", lines[3])
     assert re.search(r"candid with 2 saves .* a save costs [+-].* would be [+-]\d+\.\d\d %; bar 2 %$", lines[4])
     assert re.search(r"Verifying a checkpoint of 2 MB .*: \d\.\d{3} s; bar 0.5 s$", lines[5])
+
+
+def test_the_hopeless_are_not_called_again(monkeypatch: pytest.MonkeyPatch):
+    now_s, calls = 0.0, {"quick": 0, "slow": 0}
+
+    def take(name: str, seconds: float) -> None:
+        nonlocal now_s
+        calls[name], now_s = calls[name] + 1, now_s + seconds
+
+    monkeypatch.setattr("benchmarks.measuring.time.perf_counter", lambda: now_s)
+    contenders = {"quick": lambda: take("quick", 1.0), "slow": lambda: take("slow", 1.5)}
+    assert fastest(contenders, rounds=4, hopeless=1.3) == {"quick": 1.0, "slow": 1.5}
+    assert calls == {"quick": 5, "slow": 2}

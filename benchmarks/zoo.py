@@ -1,0 +1,66 @@
+"""Every network with a form for 32x32 pictures: automatic settings against the best settings that hands can find.
+
+Run: python -m benchmarks.zoo [NETWORK...]
+"""
+
+import sys
+from functools import partial
+
+from benchmarks.automatic import as_data, automatic_epoch, automatic_recipe, describe
+from benchmarks.by_hand import ByHand
+from benchmarks.measuring import describe_machine, fastest
+from benchmarks.usual import random_cifar
+from candid.zoo import Entry, read_entries
+
+BAR, ROUNDS, HOPELESS = 0.97, 5, 1.3
+LARGEST_BATCH, MOST_STEPS = 128, 4
+MULTIPLY_ADDS = 30e9
+"""Of one forward pass over what is timed at once: forward and back take about a second, fewer for deep networks."""
+
+
+def main(names: list[str]) -> None:
+    """Print a line for each network, and the worst."""
+    entries = [entry for entry in read_entries() if entry.image_size == 32 and entry.name in (names or [entry.name])]
+    print(
+        f"Training with automatic settings, loading included, against the best of four settings on a batch that is "
+        f"ready; fastest of {ROUNDS} rounds\n{describe_machine()}",
+        flush=True,
+    )
+    ratios = {entry.name: measure(entry) for entry in entries}
+    worst = min(ratios, key=lambda name: ratios[name])
+    missed = sum(ratio < BAR for ratio in ratios.values())
+    print(f"The worst of {len(ratios)}: {worst} {ratios[worst]:.3f}x; {missed} below the bar of {BAR}x")
+
+
+def choose_work(entry: Entry) -> tuple[int, int]:
+    """Batch size, a power of two, and number of steps of what is timed at once."""
+    most = max(4, min(LARGEST_BATCH, int(MULTIPLY_ADDS / entry.multiply_adds)))
+    batch_size = 1 << most.bit_length() - 1
+    return batch_size, max(1, min(MOST_STEPS, int(MULTIPLY_ADDS / entry.multiply_adds / batch_size)))
+
+
+def measure(entry: Entry) -> float:
+    """Print a line; the ratio of candid's throughput to the best that was found by hand."""
+    batch_size, steps = choose_work(entry)
+    images, labels = random_cifar(batch_size * steps)
+    recipe = automatic_recipe(entry.name, batch_size)
+    by_hand = {
+        f"{precision}, {memory_format}": partial(network.epoch, steps, precision)
+        for memory_format in ("contiguous", "channels-last")
+        for network in [ByHand(entry.name, images[:batch_size], memory_format)]
+        for precision in ("fp32", "bf16")
+    }
+    seconds = fastest({"candid": automatic_epoch(recipe, as_data(images, labels)), **by_hand}, ROUNDS, HOPELESS)
+    best = min(by_hand, key=lambda name: seconds[name])
+    ratio = seconds[best] / seconds["candid"]
+    print(
+        f"  {entry.name:<28}batch {batch_size:3}   by hand {len(images) / seconds[best]:6,.0f} images/s ({best})   "
+        f"candid {len(images) / seconds['candid']:6,.0f} ({describe(recipe)})   {ratio:.3f}x"
+        + (", below the bar" if ratio < BAR else ""),
+        flush=True,
+    )
+    return ratio
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
