@@ -1,16 +1,18 @@
 """The benchmarks of training run: on small networks, for a step or two. What they measure then means nothing."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpointing, scaling, timm_epoch, training, zoo
+from benchmarks import checkpointing, scaling, speed, timm_epoch, training, zoo
 from benchmarks.measuring import fastest
 from benchmarks.scaling import Panel, Point
 from benchmarks.training import Work
 from benchmarks.usual_networks import USUAL
 from candid.models import count_parameters
+from candid.recipe import Recipe
 from candid.zoo import read_entries
 
 SETTINGS = r"\((fp32|bf16), channels-last\)"
@@ -18,7 +20,7 @@ SETTINGS = r"\((fp32|bf16), channels-last\)"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkpointing, scaling, timm_epoch, training, zoo):
+    for module in (checkpointing, scaling, speed, timm_epoch, training, zoo):
         monkeypatch.setattr(module, "ROUNDS", 1)
     for module in (checkpointing, training, timm_epoch):
         monkeypatch.setattr(module, "BATCH_SIZE", 8)
@@ -117,3 +119,22 @@ def test_the_hopeless_are_not_called_again(monkeypatch: pytest.MonkeyPatch):
     contenders = {"quick": lambda: take("quick", 1.0), "slow": lambda: take("slow", 1.5)}
     assert fastest(contenders, rounds=4, hopeless=1.3) == {"quick": 1.0, "slow": 1.5}
     assert calls == {"quick": 5, "slow": 2}
+
+
+def test_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = {"model.name": "lenet-relu", "data.channels": 1, "data.image_size": 28, "training.epochs": 1}
+    file = tmp_path / "tiny.toml"
+    file.write_text(Recipe().replace(recipe).to_toml())
+    monkeypatch.setattr(speed, "WORK", (speed.Work(str(file), 0.9, 1 / 25),))
+    monkeypatch.setattr(speed, "BASELINE_BATCH_SIZE", 4)
+    monkeypatch.setattr(sys, "argv", ["speed"])
+    monkeypatch.setenv("SPEED_DATA", "fashion-mnist-mini")
+    monkeypatch.setenv("SPEED_SEEDS", "0,1")
+    speed.main()
+    baseline, *runs, summary = lines_after_machine(capsys)
+    assert re.fullmatch(r"The notes' recipe, .* for 20 epochs of 6,000 pictures, from 4 steps", baseline)
+    accuracies = [float(re.search(r"seed (\d): test accuracy (\S+) %", run)[2]) for run in runs]
+    mean, spread = re.search(r"tiny.toml: (\S+) ± (\S+) % \(target 90.00 %\), 0.00 PFLOP, ", summary).groups()
+    assert float(mean) == pytest.approx(sum(accuracies) / 2, abs=0.011)
+    assert float(spread) == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5, abs=0.011)
+    assert summary.endswith(" of the notes' time, bar 1/25")

@@ -63,6 +63,10 @@ def problem(values: dict) -> str:
             "augmentation.crop_padding is 4 and augmentation.random_resized_crop is 0.5; "
             "a picture is cut once, so set one of them to 0.",
         ),
+        (
+            {"augmentation": {"mirror_alternates": True}},
+            "augmentation.mirror_alternates is true, but augmentation.mirror is false; set both, or neither.",
+        ),
     ],
 )
 def test_nonsense_is_refused_in_words(values: dict, text: str):

@@ -76,6 +76,17 @@ def test_every_offset_of_a_padded_crop_is_equally_likely():
     assert counts.max() < 2000 + 5 * math.sqrt(2000)
 
 
+def test_mirroring_in_turns_shows_each_example_both_ways_in_two_epochs():
+    indices = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    turns = [augmenter(epoch, mirror=True, mirror_alternates=True).mirrored(indices) for epoch in range(4)]
+    assert torch.equal(turns[0], augmenter(0, mirror=True).mirrored(indices))
+    assert turns[0].any()
+    assert not turns[0].all()
+    assert torch.equal(turns[1], ~turns[0])
+    assert torch.equal(turns[2], turns[0])
+    assert torch.equal(turns[3], turns[1])
+
+
 def test_half_of_the_examples_are_mirrored():
     chosen = Augmenter(Augmentation(mirror=True), 0, 0, 50_000).draw("mirror", torch.arange(50_000)) < 0.5
     assert abs(chosen.float().mean() - 0.5) < 0.01
