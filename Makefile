@@ -24,6 +24,7 @@ bench-long: $(VENV)/ready
 
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.recipes
 
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long -rP

@@ -306,12 +306,10 @@ def datasets() -> None:
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML.")] = None) -> None:
     """List the shipped recipes, or print one."""
-    from candid.recipes import RECIPES, describe_recipe, find_recipe
+    from candid.recipe_tables import show_recipe, show_recipes
+    from candid.recipes import GROUPS
 
-    if name is not None:
-        typer.echo(find_recipe(name).to_toml(), nl=False)
-    else:
-        print_table(("name", "what it is"), [(known, describe_recipe(known)) for known in RECIPES])
+    show(show_recipes(GROUPS) if name is None else show_recipe(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

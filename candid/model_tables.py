@@ -84,7 +84,7 @@ def show_paper(paper: "Paper", entries: Iterable[Entry], runs: Sequence["Measure
     ]
     nothing = (
         "Nothing measured here: no finished run in runs/ has the data of a column, which are cifar10, cifar100 and "
-        "svhn, with crop_padding and mirror for a plus, else without augmentation."
+        "svhn-extra, with crop_padding and mirror for a plus, else without augmentation."
     )
     sources = ["Measured here, on test, with the checkpoint that validation chose:", *measured] if runs else [nothing]
     return "\n".join(

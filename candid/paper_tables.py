@@ -6,6 +6,10 @@ from candid.errors import InputError, did_you_mean
 
 COLUMNS = ("C10", "C10+", "C100", "C100+", "SVHN")
 """CIFAR-10, CIFAR-100 and SVHN; a plus stands for shifts and mirroring."""
+DATA_SETS = {"C10": "cifar10", "C100": "cifar100", "SVHN": "svhn-extra"}
+"""The catalog's name for the data of each column, without the plus; papers train on SVHN's extra pictures too."""
+Errors = tuple[float | None, float | None, float | None, float | None, float | None]
+"""In percent, in the order of `COLUMNS`."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,7 @@ class ErrorRow:
     depth: int | None
     millions: float | None
     """Of parameters, rounded to one decimal."""
-    errors: tuple[float | None, float | None, float | None, float | None, float | None]
-    """In percent, in the order of `COLUMNS`."""
+    errors: Errors
 
 
 @dataclass(frozen=True)

@@ -170,12 +170,12 @@ def test_a_papers_tables_stand_beside_our_counts(capsys, here: Path):
 
 
 def test_finished_runs_on_a_columns_data_are_told(capsys, here: Path):
-    recipe = find_recipe("papers/densenet-40-12")
+    recipe = find_recipe("papers/densenet-40-12-cifar10-augmented")
     plain = {"augmentation.crop_padding": 0, "augmentation.mirror": False}
     write_run("a", recipe, 0.94)
     write_run("b", recipe.replace({"seed": 1}), 0.95)
     write_run("plain", recipe.replace(plain), 0.92)
-    write_run("svhn", recipe.replace(plain | {"data.name": "svhn"}), 0.98)
+    write_run("svhn", recipe.replace(plain | {"data.name": "svhn-extra"}), 0.98)
     write_run("more", recipe.replace({"augmentation.cutout": 8}), 0.99)
     write_run("mirrored", recipe.replace({"augmentation.crop_padding": 0}), 0.99)
     write_run("other-network", recipe.replace({"model.name": "resnet20-cifar"}), 0.99)

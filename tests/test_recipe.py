@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candid.recipe import Recipe, RecipeError, list_keys
-from candid.recipes import RECIPES, describe_recipe, find_recipe
 
 
 def problem(values: dict) -> str:
@@ -146,29 +145,4 @@ def test_a_file_that_is_no_toml_is_refused_in_words(tmp_path: Path):
     assert str(caught.value) == (
         f"{path} is not a TOML file (Expected '=' after a key in a key/value pair (at line 1, column 7)). "
         "Choose one that `candid recipes NAME` prints as a pattern."
-    )
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_shipped_recipe_builds_its_network(name: str):
-    import torch
-
-    from candid.data.catalog import CATALOG
-    from candid.models import build_model
-
-    recipe = find_recipe(name)
-    entry = CATALOG[recipe.data.name]
-    assert recipe.name == name
-    assert describe_recipe(name).endswith(".")
-    with torch.device("meta"):
-        build_model(
-            recipe.model.name, len(entry.class_names), entry.channels, recipe.data.image_size or entry.image_size
-        )
-
-
-def test_an_unknown_recipe_gets_the_nearest_names():
-    with pytest.raises(RecipeError.__base__) as caught:
-        find_recipe("papers/resnet-20")
-    assert str(caught.value) == (
-        "No recipe is called 'papers/resnet-20', and no file is. Did you mean papers/resnet20?"
     )

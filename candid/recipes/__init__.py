@@ -1,35 +1,20 @@
-"""The recipes that ship: name to function. Their docstrings say where they come from and what they gave."""
+"""The recipes that ship, by name and in groups; each says where it comes from and what it gave."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 from candid.errors import InputError, did_you_mean
 from candid.recipe import Recipe
 from candid.recipes import notes, papers, speed, starting
+from candid.recipes.shipped import Group, Shipped
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "default": starting.default,
-    "photos": starting.photos,
-    "notes/lenet": notes.lenet,
-    "notes/lenet-bn": notes.lenet_bn,
-    "notes/resnet18": notes.resnet18,
-    "notes/densenet": notes.densenet,
-    "papers/resnet20": papers.resnet20,
-    "papers/densenet-40-12": papers.densenet_40_12,
-    "papers/densenet-bc-100-12": papers.densenet_bc_100_12,
-    "speed/airbench90": speed.airbench90,
-    "speed/airbench94": speed.airbench94,
-    "speed/densenet90": speed.densenet90,
-}
+GROUPS: tuple[Group, ...] = (*starting.GROUPS, *speed.GROUPS, *notes.GROUPS, *papers.GROUPS)
+
+RECIPES: dict[str, Shipped] = {name: shipped for group in GROUPS for name, shipped in group.recipes.items()}
 
 
 def find_recipe(name: str) -> Recipe:
     """The shipped recipe called `name`; InputError with the nearest names where there is none."""
-    if name not in RECIPES:
-        advice = did_you_mean(name, RECIPES, "`candid recipes` shows all names.")
-        raise InputError(f"No recipe is called {name!r}, and no file is. {advice}")
-    return RECIPES[name]().replace({"name": name})
+    return _find(name).recipes[name].make().replace({"name": name})
 
 
 def choose_recipe(name: str | None, data: str | None) -> Recipe:
@@ -42,6 +27,21 @@ def choose_recipe(name: str | None, data: str | None) -> Recipe:
     return Recipe.from_toml(Path(name)) if Path(name).is_file() else find_recipe(name)
 
 
-def describe_recipe(name: str) -> str:
-    """The first sentence of a shipped recipe's docstring."""
-    return (inspect.getdoc(RECIPES[name]) or "").partition("\n")[0]
+def describe_recipe(name: str) -> list[str]:
+    """What is said of a shipped recipe: its summary, and paragraphs about it and about all of its group.
+
+    InputError with the nearest names where there is none.
+    """
+    group = _find(name)
+    shipped = group.recipes[name]
+    paragraphs = [f"{group.title}: {shipped.summary}.", *shipped.details.split("\n\n"), *group.text.split("\n\n")]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _find(name: str) -> Group:
+    """The group that the recipe called `name` is in."""
+    if name not in RECIPES:
+        longer = [known for known in RECIPES if known.startswith(name)]  # the data was left out
+        advice = did_you_mean(name, longer or RECIPES, "`candid recipes` shows all names.")
+        raise InputError(f"No recipe is called {name!r}, and no file is. {advice}")
+    return next(group for group in GROUPS if name in group.recipes)

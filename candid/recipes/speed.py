@@ -2,6 +2,7 @@
 
 from candid.recipe import Recipe
 from candid.recipe_parts import Augmentation, Data, Model, Optimizer, Schedule, Training
+from candid.recipes.shipped import Group, describe, written
 
 
 def airbench90() -> Recipe:
@@ -33,3 +34,16 @@ def _airbench(epochs: int) -> Recipe:
         optimizer=Optimizer(name="muon", rate=0.24, momentum=0.6, weight_decay=0.0),
         schedule=Schedule(name="one-cycle", warmup=0.0),
     )
+
+
+GROUPS = (
+    Group(
+        "The fewest operations to an accuracy",
+        describe(_airbench),
+        {
+            "speed/airbench90": written(airbench90),
+            "speed/airbench94": written(airbench94),
+            "speed/densenet90": written(densenet90),
+        },
+    ),
+)

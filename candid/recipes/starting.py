@@ -2,6 +2,7 @@
 
 from candid.recipe import Recipe
 from candid.recipe_parts import Augmentation, Data, Model, Optimizer, Training
+from candid.recipes.shipped import Group, written
 
 
 def default() -> Recipe:
@@ -22,3 +23,6 @@ def photos() -> Recipe:
         model=Model(name="resnet20-cifar"),
         training=Training(epochs=30, label_smoothing=0.1),
     )
+
+
+GROUPS = (Group("To start with", "", {"default": written(default), "photos": written(photos)}),)

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import mean
 
 from candid.errors import CandidError
-from candid.paper_tables import COLUMNS, Paper
+from candid.paper_tables import COLUMNS, DATA_SETS, Paper
 from candid.recipe import Recipe
 from candid.recipe_parts import Augmentation
 
-DATA_SETS = {"cifar10": "C10", "cifar100": "C100", "svhn": "SVHN"}
+COLUMN_OF = {data: column for column, data in DATA_SETS.items()}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_measured_run(folder: Path) -> MeasuredRun | None:
 
 def choose_column(recipe: Recipe) -> str | None:
     """The column for a recipe's data and augmentation: none at all, or shifts and mirroring, which is "+"."""
-    name, augmentation = DATA_SETS.get(recipe.data.name), recipe.augmentation
+    name, augmentation = COLUMN_OF.get(recipe.data.name), recipe.augmentation
     if name is None or augmentation == Augmentation():
         return name
     plus = Augmentation(crop_padding=max(augmentation.crop_padding, 1), mirror=True)  # the paper's padding is 4
