@@ -71,8 +71,8 @@ a batch.
         """
 Every network with a form for 32x32 pictures: candid's own loop with automatic settings and loading, against the best
 of fp32 and bf16 in NCHW and channels last, each timed by hand: the same network, a plain loop of forward, backward and
-SGD on one batch that is ready. What took 1.3 times the best after two rounds is not called again. Batches are small for
-large networks, so that what is timed takes about a second.
+SGD on one batch that is ready. What took 1.15 times the best after two rounds is not called again. Batches are small
+for large networks, so that what is timed takes about a second.
 """,
     ),
     Section(
