@@ -96,7 +96,7 @@ def stochastic_depth(network: str, data: str, augmented: bool) -> Recipe:
     """Huang, Sun, Liu, Sedra, Weinberger 2016 (arXiv:1603.09382), section 4, and the authors' code.
 
     SGD with Nesterov momentum 0.9 and weight decay 1e-4, batch 128, 500 epochs, rate 0.1 divided by 10 after 250 and
-    375; of CIFAR's training pictures 5,000 are held out and choose. `constant-depth` is the baseline, that keeps all
+    375; of CIFAR's training pictures 5,000 are held out and choose. `constant-depth` is the baseline, which keeps all
     layers.
 
     Departures: 1202 layers are trained as 110; the baseline's shortcuts skip every second pixel, where the authors'
