@@ -71,6 +71,11 @@ class DataSet:
     std: tuple[float, ...] | None = None
 
 
+def pick_evenly(examples: Examples, number: int) -> Examples:
+    """At least `number` examples, or all where there are fewer, and less than twice as many; at equal distances."""
+    return examples.select(torch.arange(0, len(examples), max(1, len(examples) // number)))
+
+
 def stratified_holdout(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices to keep and indices to hold out, both ascending; every class gives its share.
 

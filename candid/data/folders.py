@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from candid.data.decoding import SUFFIXES, is_grey
-from candid.data.examples import DataSet, FileExamples, Split
+from candid.data.examples import DataSet, FileExamples, Split, pick_evenly
 from candid.errors import DataError
 
 SPLIT_NAMES: dict[str, Split] = {
@@ -150,9 +150,8 @@ def _label(folder: Path, classes: Classes, class_names: Sequence[str]) -> FileEx
 
 
 def _find_channels(examples: FileExamples) -> Literal[1, 3]:
-    """1 when up to a hundred pictures, spread over the classes, are all grey by their headers; else 3."""
-    step = max(1, len(examples) // 100)
-    return 1 if all(is_grey(examples.root / file) for file in examples.files[::step]) else 3
+    """1 when a hundred pictures or more, spread over the classes, are all grey by their headers; else 3."""
+    return 1 if all(is_grey(examples.root / file) for file in pick_evenly(examples, 100).files) else 3
 
 
 def _digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from candid.data import workers
 from candid.data.augmentation import Augmenter, cut_resized_windows, cut_windows
 from candid.data.decoding import UnreadablePicture, decode_file
-from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, stratified_holdout
+from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, pick_evenly, stratified_holdout
 from candid.data.preprocessing import Preprocessing
 from candid.errors import DataError, InputError
 from candid.randomness import shuffled
@@ -136,8 +136,7 @@ def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:
 
 def channel_statistics(examples: Examples, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1], over pictures spread evenly over the examples."""
-    step = max(1, len(examples) // NUM_PICTURES_FOR_STATISTICS)
-    sample = examples.select(torch.arange(0, len(examples), step))
+    sample = pick_evenly(examples, NUM_PICTURES_FOR_STATISTICS)
     if isinstance(sample, FileExamples):
         sample = StoredExamples(decode_all(sample, preprocessing), sample.labels, sample.files)
     values = sample.images.double().transpose(0, 1).flatten(1) / 255  # [C, N * H * W]

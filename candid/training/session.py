@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState
-from candid.data.examples import DataSet
+from candid.data.examples import DataSet, pick_evenly
 from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData
 from candid.device import describe_device, peak_memory_mib
 from candid.durable import write_file
@@ -82,8 +82,7 @@ class Session:
 
     def _pictures_to_see(self) -> Iterator[Tensor]:
         """Training pictures [N, C, H, W] spread over the classes, without variations; read when they are asked for."""
-        train = self.data.train
-        seen = train.select(torch.arange(0, len(train), max(1, len(train) // NUM_PICTURES_SEEN)))
+        seen = pick_evenly(self.data.train, NUM_PICTURES_SEEN)
         for inputs, _ in EvaluationBatches(seen, self.data.preprocessing, self.device):
             yield inputs
 
