@@ -32,20 +32,21 @@ class Augmenter:
         self.settings = settings
         self._seed, self._epoch = seed, epoch
         self._num_examples = num_examples
-        self._drawn: dict[str, Tensor] = {}
+        self._drawn: dict[tuple[str, int], Tensor] = {}
 
     def draw(self, purpose: str, indices: Tensor, epoch: int | None = None) -> Tensor:
         """Each example's draw in [0, 1) for `purpose`, [N]; that of another epoch if one is given."""
-        if purpose not in self._drawn:
-            drawn_in = self._epoch if epoch is None else epoch
-            self._drawn[purpose] = uniform(self._num_examples, self._seed, "augmentation", drawn_in, purpose)
-        return self._drawn[purpose][indices]
+        key = purpose, self._epoch if epoch is None else epoch
+        if key not in self._drawn:
+            self._drawn[key] = uniform(self._num_examples, self._seed, "augmentation", key[1], purpose)
+        return self._drawn[key][indices]
 
     def draw_beta(self, alpha: float, purpose: str, indices: Tensor) -> Tensor:
         """Each example's draw from Beta(alpha, alpha) for `purpose`, [N]."""
-        if purpose not in self._drawn:
-            self._drawn[purpose] = beta(self._num_examples, alpha, self._seed, "augmentation", self._epoch, purpose)
-        return self._drawn[purpose][indices]
+        key = purpose, self._epoch
+        if key not in self._drawn:
+            self._drawn[key] = beta(self._num_examples, alpha, self._seed, "augmentation", self._epoch, purpose)
+        return self._drawn[key][indices]
 
     def crop_offsets(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Top and left in px, [N] each, of a window in a picture padded by `crop_padding` on every side."""
