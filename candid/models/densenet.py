@@ -38,9 +38,13 @@ class DenseNetConfig:
     def smallest_image_size(self) -> int:
         """Side in px that leaves a single pixel; transitions round down, the padded stem rounds up."""
         last_halvings = 2 ** (len(self.layers_per_block) - 1)
-        return {"small": last_halvings, "whitening": 2 * last_halvings + 1, "imagenet": 4 * last_halvings - 3}[
-            self.stem
-        ]
+        match self.stem:
+            case "imagenet":
+                return 4 * last_halvings - 3
+            case "small":
+                return last_halvings
+            case "whitening":
+                return 2 * last_halvings + 1
 
 
 class PlainLayer(nn.Module):

@@ -10,6 +10,11 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 NUM_ITERATIONS = 3
 
 
+def is_filters(parameter: Tensor) -> bool:
+    """Whether a parameter is the filters of a convolution, [D, C, h, w], which learn by Muon."""
+    return parameter.ndim == 4
+
+
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for filters, AdamW for vectors and the head.
 
@@ -22,18 +27,16 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Change all parameters that have a gradient; the gradients of the filters are gone afterwards."""
         for group in self.param_groups:
-            for filters in group["params"]:
-                if filters.ndim == 4 and filters.grad is not None:
-                    self._step_filters(filters, group["lr"], group["betas"][0])
-                    filters.grad = None  # so that AdamW leaves it alone
+            for parameter in filter(is_filters, group["params"]):
+                if parameter.grad is not None:
+                    self._step_filters(parameter, parameter.grad, group["lr"], group["betas"][0])
+                    parameter.grad = None  # so that AdamW leaves it alone
         return super().step(closure)
 
-    def _step_filters(self, filters: Tensor, rate: float, momentum: float) -> None:
+    def _step_filters(self, filters: Tensor, gradient: Tensor, rate: float, momentum: float) -> None:
         state = self.state[filters]
         if not state:
             state.update(step=torch.zeros(()), momentum=torch.zeros_like(filters))  # AdamW wants a step when loading
-        gradient = filters.grad
-        assert gradient is not None, "the caller checks it"
         state["momentum"].lerp_(gradient, 1 - momentum)
         direction = gradient.lerp(state["momentum"], momentum)
         filters.mul_(len(filters) ** 0.5 / filters.norm())
@@ -43,8 +46,8 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrix: Tensor) -> Tensor:
     """[D, E], the nearest matrix with orthogonal rows or columns, roughly: singular values within about [0.5, 1.3].
 
-    A Newton-Schulz iteration of fifth order with the coefficients that Jordan chose for speed; products in bf16 where
-    the device has it, as their precision does not matter here.
+    A Newton-Schulz iteration of fifth order with the coefficients that Jordan chose for speed; products in bf16, as
+    their precision does not matter here.
     """
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16()

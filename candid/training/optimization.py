@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from candid.recipe_parts import Optimizer, Schedule
-from candid.training.muon import Muon
+from candid.training.muon import Muon, is_filters
 from candid.weights.names import is_head
 
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # pyright: ignore[reportPrivateUsage]
@@ -34,7 +34,7 @@ def parameter_groups(settings: Optimizer, model: nn.Module) -> list[dict[str, ob
     for path, module in model.named_modules():
         of_module = settings.head_factor if is_head(path) else 1.0
         for name, parameter in module.named_parameters(recurse=False):
-            learns_by_adamw = settings.name == "muon" and parameter.ndim != 4
+            learns_by_adamw = settings.name == "muon" and not is_filters(parameter)
             factor = of_module * (settings.vector_factor if learns_by_adamw else 1.0)
             exempt = not settings.decay_norms_and_biases and (name == "bias" or isinstance(module, NORMALISATIONS))
             decay = 0.0 if exempt else settings.weight_decay

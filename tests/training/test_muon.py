@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -16,8 +18,8 @@ def small_network() -> nn.Module:
     return network
 
 
-def take_steps(network: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
-    for seed in range(number):
+def take_steps(network: nn.Module, optimizer: torch.optim.Optimizer, seeds: Iterable[int]) -> None:
+    for seed in seeds:
         images = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
         network(images).square().sum().backward()
         set_rate(optimizer, SETTINGS.rate)
@@ -75,20 +77,12 @@ def test_everything_else_learns_by_adamw_at_its_own_rate():
 
 
 def test_goes_on_from_its_state_with_the_same_bits():
-    straight, first = small_network(), small_network()
-    take_steps(straight, build_optimizer(SETTINGS, straight), 4)
-    optimizer = build_optimizer(SETTINGS, first)
-    take_steps(first, optimizer, 4)
-    second = small_network()
-    again = build_optimizer(SETTINGS, second)
-    take_steps(second, again, 2)
-    restored = build_optimizer(SETTINGS, second)
-    restored.load_state_dict(again.state_dict())
-    for seed in (2, 3):
-        images = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
-        second(images).square().sum().backward()
-        set_rate(restored, SETTINGS.rate)
-        restored.step()
-        restored.zero_grad()
-    for ours, theirs in zip(second.parameters(), straight.parameters(), strict=True):
+    straight, interrupted = small_network(), small_network()
+    take_steps(straight, build_optimizer(SETTINGS, straight), range(4))
+    first = build_optimizer(SETTINGS, interrupted)
+    take_steps(interrupted, first, range(2))
+    restored = build_optimizer(SETTINGS, interrupted)
+    restored.load_state_dict(first.state_dict())
+    take_steps(interrupted, restored, range(2, 4))
+    for ours, theirs in zip(interrupted.parameters(), straight.parameters(), strict=True):
         assert torch.equal(ours, theirs)
