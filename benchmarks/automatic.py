@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.usual import MEAN, STD
-from candid.data.examples import StoredExamples
+from candid.data.examples import DataSet, StoredExamples
 from candid.data.loading import Batch, TrainingBatches, TrainingData
 from candid.data.preprocessing import Preprocessing
-from candid.device import choose_memory_format, choose_precision
-from candid.models import build_model, find_variant
+from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.loop import Trainer, train_one_epoch
 from candid.training.progress import Reporter
-from candid.training.setup import choose_memory
+from candid.training.setup import resolve_recipe
 
 CPU, NUM_CLASSES = torch.device("cpu"), 10
 VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
@@ -23,24 +22,19 @@ VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
 
 def automatic_recipe(model: str, batch_size: int, side_px: int = 32) -> Recipe:
     """The network as candid trains it when nothing is asked for, with pad-and-crop and mirror."""
-    with torch.device("meta"):
-        network = build_model(model, NUM_CLASSES)
-    recipe = Recipe().replace(
+    wanted = Recipe().replace(
         {
             **VARIATIONS,
             "model.name": model,
-            "data.image_size": side_px,
-            "data.channels": 3,
             "data.validation": 0.0,
             "training.batch_size": batch_size,
-            "training.memory_format": choose_memory_format("auto"),
-            "training.precision": choose_precision("auto", CPU, network),
             "optimizer.rate": 1e-3,  # low, so that no network's loss leaves the numbers
             "optimizer.nesterov": True,
             "optimizer.weight_decay": 5e-4,
         }
     )
-    return recipe.replace({"training.memory": choose_memory(recipe, CPU)})
+    class_names = tuple(f"class{index}" for index in range(NUM_CLASSES))
+    return resolve_recipe(wanted, DataSet("noise", class_names, 3, side_px, openers={}), CPU)
 
 
 def describe(recipe: Recipe) -> str:

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.automatic import CPU, automatic_epoch, automatic_recipe, describe
 from benchmarks.measuring import describe_machine, fastest
+from benchmarks.usual_networks import with_small_densenet_stem, with_small_resnet_stem
 from candid.data.catalog import open_data_set
 from candid.data.loading import open_training_data
 from candid.device import AUTOCAST_TYPES
@@ -42,17 +43,13 @@ class Work:
 
 def small_resnet18() -> nn.Module:
     """timm's with a 3x3 convolution of stride 1 as its stem."""
-    network = timm.create_model("resnet18", num_classes=NUM_CLASSES)
-    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return network
+    return with_small_resnet_stem(timm.create_model("resnet18", num_classes=NUM_CLASSES))
 
 
 def small_densenet() -> nn.Module:
     """timm's in the size of densenet-cifar, with a 3x3 convolution of stride 1 as its stem."""
     network = DenseNet(growth_rate=12, block_config=(6, 12, 24, 16), num_classes=NUM_CLASSES)
-    network.features.conv0 = nn.Conv2d(3, 24, 3, padding=1, bias=False)
-    network.features.norm0, network.features.pool0 = nn.Identity(), nn.Identity()
-    return network
+    return with_small_densenet_stem(network, 24)
 
 
 def by_name(name: str) -> Callable[[], nn.Module]:

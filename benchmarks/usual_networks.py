@@ -7,6 +7,7 @@ parameters with those of candid's networks of the same names.
 from collections.abc import Callable
 
 import timm
+import timm.models.densenet
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2, ShuffleNetV2
@@ -14,7 +15,11 @@ from torchvision.models import DenseNet, MobileNetV2, ShuffleNetV2
 
 def resnet18() -> nn.Module:
     """torchvision's, with a 3x3 convolution of stride 1 as its stem."""
-    network = torchvision.models.resnet18(num_classes=10)
+    return with_small_resnet_stem(torchvision.models.resnet18(num_classes=10))
+
+
+def with_small_resnet_stem(network: nn.Module) -> nn.Module:
+    """torchvision's or timm's ResNet with a 3x3 convolution of stride 1 as its stem."""
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return network
 
@@ -30,8 +35,13 @@ def small_densenet(growth_rate: int, layers_per_block: tuple[int, ...], *, effic
     network = DenseNet(
         growth_rate, layers_per_block, num_init_features=channels, num_classes=10, memory_efficient=efficient
     )
+    return with_small_densenet_stem(network, channels)
+
+
+def with_small_densenet_stem(network: DenseNet | timm.models.densenet.DenseNet, channels: int) -> nn.Module:
+    """torchvision's or timm's DenseNet with a 3x3 convolution of stride 1 as its stem."""
     network.features.conv0 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-    for name in ("norm0", "relu0", "pool0"):
+    for name in {"norm0", "relu0", "pool0"} & {name for name, _ in network.features.named_children()}:
         setattr(network.features, name, nn.Identity())
     return network
 
