@@ -47,6 +47,7 @@ def signal_in(phase: str, number: int, times: int, arguments: list[str], said: P
 
         return wrapper
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     if phase in ("first step", "mid-epoch", "last step"):
         wanted = {"first step": 1, "mid-epoch": 6, "last step": 8}[phase]
         session.Session._after_step = after(session.Session._after_step, wanted, "steps")
