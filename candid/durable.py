@@ -47,6 +47,11 @@ class FailPoint:
 fail_point = FailPoint(os.environ.get("CANDID_FAIL_AT"))
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for later runs; it need not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "candid"
+
+
 def write_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Replace `path` by `data` (text as UTF-8; pieces one after the other) in one step that survives a power cut."""
     partial = path.with_name(f".{path.name}{PARTIAL}")

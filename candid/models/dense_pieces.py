@@ -9,7 +9,6 @@ multiplication and one addition.
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+
+from candid.durable import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("g++", "clang++", "c++")
@@ -202,8 +203,7 @@ def _library(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     facts = [version, torch.__version__, str(torch.cpu.get_capabilities()), *FLAGS]
     digest = hashlib.sha256("\n".join(facts).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "candid" / f"dense_pieces-{digest}.so"
+    return cache_folder() / f"dense_pieces-{digest}.so"
 
 
 def _compile(compiler: str, library: Path) -> None:
