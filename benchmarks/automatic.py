@@ -41,7 +41,7 @@ def describe(recipe: Recipe) -> str:
     """The settings that were chosen, such as "bf16, channels-last"."""
     training = recipe.training
     memory = [training.memory] if find_variant(recipe.model.name).has_dense_block else []
-    return ", ".join([training.precision, training.memory_format, *memory, *["compiled"] * training.compile])
+    return ", ".join([training.precision, training.memory_format, *memory, *["compiled"] * bool(training.compile)])
 
 
 def as_data(images: Tensor, labels: Tensor) -> TrainingData:

@@ -13,7 +13,7 @@ import typer
 
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
-from candid.plan_command import Allow, Memory, allows_bf16, plan
+from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
 from candid.printing import print_table, show, terminal_width
 from candid.words import interval, percent
 from candid.zoo import read_entries
@@ -33,6 +33,17 @@ app.command()(plan)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; else $CANDID_DATA and the usual places.")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Let torch.compile fuse the network.")]
+Deterministic = Annotated[
+    bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
+]
+Tune = Annotated[
+    str,
+    typer.Option(
+        help="How to choose what the recipe leaves open, such as the precision: quick times a few steps (at most 20 s "
+        "and 3 % of the run), full torch.compile too (minutes), off takes what usually is fastest."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
@@ -46,23 +57,20 @@ def options(
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe (`candid recipes`) or a TOML file.")] = None,
-    recipe_option: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
-    data: Annotated[str | None, typer.Option(help="A data set (`candid datasets`) or a folder.")] = None,
-    model: Annotated[str | None, typer.Option(help="A network (`candid models`).")] = None,
+    recipe: RecipeName = None,
+    recipe_option: RecipeOption = None,
+    data: Data = None,
+    model: Model = None,
     weights: Annotated[str | None, typer.Option(help="Begin from these weights: a file, an address, or a run.")] = None,
     new_head: Annotated[bool, typer.Option("--new-head", help="Leave out their head, for other classes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="How often to go through the pictures.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PART.KEY=VALUE", help="Change any key of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    compile_network: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network.")] = False,
+    compile_network: Compile = None,
+    tune: Tune = "quick",
     sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Take batch statistics over all ranks, on GPUs.")] = False,
-    deterministic: Annotated[
-        bool | None, typer.Option(help="Refuse operations that may give other bits each time; default on the CPU.")
-    ] = None,
+    deterministic: Deterministic = None,
     memory: Memory = None,
     allow: Allow = None,
     max_time: Annotated[str | None, typer.Option(help="Stop and save after this time, such as 30m or 2h.")] = None,
@@ -81,7 +89,7 @@ def train(
         "training.epochs": epochs,
         "seed": seed,
         "training.precision": precision,
-        "training.compile": compile_network or None,
+        "training.compile": compile_network,
         "training.sync_batch_norm": sync_bn or None,
         "training.deterministic": deterministic,
         "limits.memory": memory,
@@ -99,7 +107,9 @@ def train(
     from candid.workflow import train as train_network
 
     try:
-        run = train_network(wanted, out, resume, allowed=allowed, allow_bf16=bf16, data_dir=data_dir, device=device)
+        run = train_network(
+            wanted, out, resume, allowed=allowed, allow_bf16=bf16, tune=tune, data_dir=data_dir, device=device
+        )
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None

@@ -110,6 +110,20 @@ def resident_bytes() -> int:
     return round(peak_memory_mib(torch.device("cpu")) * 2**20)  # nothing tells macOS' own figure without a package
 
 
+def computing_s() -> float | None:
+    """Seconds that all processes of this machine have computed, added up over its cores; None where nothing tells."""
+    file = Path("/proc/stat")
+    if not file.is_file():
+        return None
+    user, nice, system = map(int, file.read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes held now: on a GPU by tensors, on the CPU by the whole process."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
 def machine_memory(device: torch.device) -> int:
     """Bytes of memory there are: of the GPU, or of the machine, or as many as the container may use."""
     if device.type == "cuda":

@@ -8,6 +8,13 @@ import typer
 from candid.errors import InputError
 from candid.printing import show
 
+RecipeName = Annotated[str | None, typer.Argument(help="A shipped recipe (`candid recipes`) or a TOML file.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")]
+Data = Annotated[str | None, typer.Option(help="A data set (`candid datasets`) or a folder.")]
+Model = Annotated[str | None, typer.Option(help="A network (`candid models`).")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PART.KEY=VALUE", help="Change any key of the recipe.")
+]
 Memory = Annotated[str | None, typer.Option(help="Most memory to hold, such as 2GiB; the settings are chosen to fit.")]
 Allow = Annotated[str | None, typer.Option(metavar="bf16", help="What a plan may change beside: bf16, the precision.")]
 
@@ -22,13 +29,11 @@ def allows_bf16(allow: str | None) -> bool:
 
 
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe (`candid recipes`) or a TOML file.")] = None,
-    recipe_option: Annotated[str | None, typer.Option("--recipe", help="The same, as an option.")] = None,
-    data: Annotated[str | None, typer.Option(help="A data set (`candid datasets`) or a folder.")] = None,
-    model: Annotated[str | None, typer.Option(help="A network (`candid models`).")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PART.KEY=VALUE", help="Change any key of the recipe.")
-    ] = None,
+    recipe: RecipeName = None,
+    recipe_option: RecipeOption = None,
+    data: Data = None,
+    model: Model = None,
+    assignments: Assignments = None,
     memory: Memory = None,
     allow: Allow = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Draw memory and time against the batch.")] = False,

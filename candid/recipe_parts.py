@@ -42,6 +42,8 @@ class Data(Part):
     in_memory: bool | None = None
     """Keep the pictures of a folder in memory, decoded; false reads them again for every batch. None does what suits
     their size and number. Other data sets always are in memory."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read pictures which are not in memory; 0 reads them between two steps. None takes what suits."""
 
     @model_validator(mode="after")
     def _validation_is_a_count_or_a_share(self) -> Self:
@@ -136,16 +138,19 @@ class Training(Part):
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; auto takes bf16 where the machine gains by it."""
+    """Arithmetic of the forward pass; auto takes what is faster here, fp32 or bf16."""
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    """Order of a picture's values in memory; auto takes what is faster here."""
     memory: Literal["auto", "plain", "shared", "recompute"] = "auto"
     """What the forward pass keeps for the backward pass; the mathematics is the same. plain: what every layer keeps.
     shared, of DenseNets alone: the maps of a dense block once, in one buffer. recompute: the least; the rest is
-    computed again. auto takes shared where it wins, else plain."""
+    computed again. auto takes shared where it is faster here, else plain."""
     sync_batch_norm: bool = False
     """Take the statistics of batch normalisation over all ranks, on GPUs; false takes them on each rank alone."""
-    compile: bool = False
-    """Let torch.compile fuse the network."""
+    compile: bool | None = None
+    """Let torch.compile fuse the network. None does so where `--tune full` finds it faster."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that compute on the CPU; 0 takes as many as torch does, or fewer where that is faster here."""
     deterministic: bool | None = None
     """Refuse operations that may give other bits each time; None is true on the CPU."""
 

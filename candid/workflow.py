@@ -29,6 +29,7 @@ from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
 from candid.training.setup import describe_versions, resolve_recipe
 from candid.training.stopping import Stopped
+from candid.training.tuning import as_effort
 from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
 from candid.weights.matching import find_num_classes, match, num_misshapen
 from candid.weights.meaning import (
@@ -49,6 +50,7 @@ def train(
     *,
     allowed: Set[str] = frozenset(),
     allow_bf16: bool = False,
+    tune: str = "quick",
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Path:
@@ -56,7 +58,8 @@ def train(
 
     `recipe` None is the default one. `out` None is a new folder in runs/ named after network and data. With
     `resume`, the run in `out` goes on by its own recipe, or by `recipe`, which may differ in the keys `allowed`.
-    Where `limits.memory` is given, a new run chooses settings that fit it, bf16 only if `allow_bf16`.
+    Where `limits.memory` is given, a new run chooses settings that fit it, bf16 only if `allow_bf16`. What else is
+    open it measures: `tune` is off, quick (at most 20 s and 3 % of the run) or full (torch.compile too, some minutes).
 
     Raises:
         InputError: if the recipe, the device or `out` cannot be used. Nothing has been written then.
@@ -64,7 +67,7 @@ def train(
         CheckpointError: if there is no good checkpoint to go on from.
         Stopped: if a signal or the recipe's limit of time stopped the run; what it did is saved.
     """
-    reporter = Reporter()
+    reporter, effort = Reporter(), as_effort(tune)
     if out is None and (resume or "WORLD_SIZE" in os.environ):
         raise InputError("To resume, and with several processes, the run needs a name; use --out RUN.")
     if resume and out is not None:
@@ -74,7 +77,9 @@ def train(
     else:
         recipe = recipe or find_recipe("default")
         path = _new_run_path(recipe) if out is None else Path(out)
-        run = train_run(recipe, path, data_dir=data_dir, device=device, allow_bf16=allow_bf16, reporter=reporter)
+        run = train_run(
+            recipe, path, data_dir=data_dir, device=device, allow_bf16=allow_bf16, effort=effort, reporter=reporter
+        )
     if os.environ.get("RANK", "0") == "0":
         write_report(run.path)
     return run.path
@@ -144,7 +149,7 @@ def check_resume(run: str | Path, *, data_dir: Path | None = None, device: str =
         runs = [Path(folder) / name for name in ("straight", "interrupted")]
         for path, last_steps in zip(runs, ((2 * half,), (half, 2 * half)), strict=True):
             for last_step in last_steps:
-                begin = resume_run if path.exists() else partial(train_run, recipe)
+                begin = resume_run if path.exists() else partial(train_run, recipe, effort="off")
                 with suppress(Stopped):
                     begin(path, last_step=last_step, data_dir=data_dir, device=device, reporter=Reporter.silent())
         found = compare_runs(*map(RunFolder.open, runs))

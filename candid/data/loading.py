@@ -155,7 +155,7 @@ class TrainingBatches:
         if isinstance(data.train, StoredExamples):
             self._pixels = StoredPixels(data.train, data.preprocessing, recipe, device)
         else:
-            self._pixels = StreamedPixels(data.train, data.preprocessing)
+            self._pixels = StreamedPixels(data.train, data.preprocessing, recipe.data.workers)
 
     @property
     def num_examples(self) -> int:
@@ -250,9 +250,9 @@ class StoredPixels:
 class StreamedPixels:
     """Pictures decoded from disk by worker processes, batch by batch."""
 
-    def __init__(self, examples: FileExamples, preprocessing: Preprocessing) -> None:
+    def __init__(self, examples: FileExamples, preprocessing: Preprocessing, workers: int | None = None) -> None:
         """Nothing is read before the first batch is asked for."""
-        self._examples, self._preprocessing = examples, preprocessing
+        self._examples, self._preprocessing, self._workers = examples, preprocessing, workers
 
     def training(self, windows: Sequence[Tensor], augmenter: Augmenter) -> Iterator[Tensor]:
         """Varied pictures uint8 [N, C, side, side] for each window of indices."""
@@ -263,7 +263,7 @@ class StreamedPixels:
         return self._stream(windows, None)
 
     def _stream(self, windows: Sequence[Tensor], augmenter: Augmenter | None) -> Iterator[Tensor]:
-        num_workers = _num_workers()
+        num_workers = _num_workers() if self._workers is None else self._workers
         loader = DataLoader(
             _Pictures(self._examples, self._preprocessing, augmenter),
             batch_size=None,

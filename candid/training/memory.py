@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from candid.data.catalog import CATALOG
 from candid.data.examples import DataSet
 from candid.data.loading import fits_in_memory
-from candid.device import AUTOCAST_TYPES, resident_bytes
+from candid.device import AUTOCAST_TYPES, held_memory
 from candid.errors import InputError
 from candid.recipe import Recipe
 from candid.training.simulation import Moment, Simulation, simulate
@@ -100,9 +100,7 @@ class Predictor:
         A simulation leaves some objects behind, so it comes before.
         """
         _train_a_little(self.device)
-        return (
-            torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes() + MARGIN_BYTES
-        )
+        return held_memory(self.device) + (0 if self.device.type == "cuda" else MARGIN_BYTES)
 
     def simulation(self, recipe: Recipe) -> Simulation:
         """What the recipe's step holds and does."""

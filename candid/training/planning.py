@@ -6,8 +6,8 @@ beside them where it has to, which changes nothing.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,23 @@ class Plan:
     """The budget as it was written; empty where it is the machine's memory."""
     advice: str
     """How to keep even batch normalisation as it is, where the choice splits batches; else empty."""
+    predictor: Predictor
+
+    def predict_trying(self, recipes: Iterable[Recipe]) -> Prediction:
+        """What is held at most where each of some recipes is trained beside the chosen one, one network at a time."""
+        return max(map(self._predict_beside, recipes), key=lambda prediction: prediction.total)
+
+    def _predict_beside(self, recipe: Recipe) -> Prediction:
+        """The larger of the recipe's prediction and the chosen one's.
+
+        The code that oneDNN writes for one precision stays beside that for another.
+        """
+        ours, theirs = self.chosen.prediction, self.predictor.predict(recipe)
+        if recipe.training.precision == self.chosen.recipe.training.precision:
+            return max(ours, theirs, key=lambda prediction: prediction.total)
+        fullest, other = (ours, recipe) if ours.total > theirs.total else (theirs, self.chosen.recipe)
+        floor = fullest.parts["floor"] + self.predictor.simulation(other).code
+        return replace(fullest, parts={**fullest.parts, "floor": floor})
 
     def text(self) -> str:
         """The table, the parts of the chosen option, and what it means."""
@@ -165,7 +182,7 @@ def make_plan(
         if option.prediction.total <= limit:
             advice = _advise(wanted, option, tried, predictor, limit)
             return Plan((*tried, *_whole_batches(wanted, recipe, predictor, tried)), option, limit,
-                        recipe.limits.memory, advice)  # fmt: skip
+                        recipe.limits.memory, advice, predictor)  # fmt: skip
     raise InputError(_explain_nothing_fits(recipe, tried, limit))
 
 

@@ -4,24 +4,31 @@ import contextlib
 import math
 import os
 from collections.abc import Generator, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_existing
 from candid.data.catalog import open_data_set
-from candid.data.loading import open_training_data
+from candid.data.examples import FileExamples
+from candid.data.loading import TrainingData, cut_epoch, open_training_data
 from candid.device import choose_device, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
 from candid.recipe import Recipe, list_differences
-from candid.training.planning import make_plan, predict_within_budget
+from candid.training.choices import choose_settings
+from candid.training.planning import Plan, make_plan, predict_within_budget
 from candid.training.progress import Reporter
 from candid.training.ranks import Ranks, joined
 from candid.training.session import Session
-from candid.training.setup import describe_changes, describe_environment, load_start, resolve_recipe
+from candid.training.setup import describe_changes, describe_environment, load_start, resolve_recipe, use_settings
 from candid.training.stopping import Stop, stop_for
+from candid.training.stopwatch import with_settings
+from candid.training.tuning import Effort, Tuning, choose_workers
 from candid.weights import Loaded
 
+PLANNED = ("memory_format", "memory", "micro_batch_size", "compile")
+"""What measuring leaves as the memory plan has it: predictions know what precision and threads cost, not these."""
 FIXED_PARTS = ("data.", "model.", "seed")
 """What a run cannot change when it goes on: its state would mean something else."""
 
@@ -34,28 +41,38 @@ def train_run(
     data_dir: Path | None = None,
     device: str = "auto",
     allow_bf16: bool = False,
+    effort: Effort = "quick",
     reporter: Reporter,
 ) -> RunFolder:
     """Train `recipe` into the new run folder `out`, and look at the test split once at the end.
 
     With `last_step`, stop and save after so many steps. Where the recipe has a budget of memory, its plan may take
-    bf16 if `allow_bf16`.
+    bf16 if `allow_bf16`. What the recipe leaves open is chosen by measuring, with so much `effort`.
     """
     refuse_existing(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker):
         data_set = open_data_set(recipe.data.name, data_dir)
         wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
-        predicted = None
+        plan = None
         if recipe.limits.memory:
             return_freed_memory()
             plan = make_plan(wanted, recipe, data_set, chosen_device, allow_bf16=allow_bf16, num_ranks=ranks.number)
-            chosen = ranks.gather(plan.chosen)[0]  # what each process holds before differs a little
-            recipe, predicted = chosen.recipe, chosen.prediction
             speaker.say(plan.text())
+            plan = replace(plan, chosen=ranks.gather(plan.chosen)[0])  # what each process holds before differs a little
+            recipe = plan.chosen.recipe
         data = open_training_data(data_set, recipe)
+        if effort == "full":
+            speaker.say("Measuring settings; with torch.compile this takes minutes where no earlier run did it.")
+        tuning = _tune(wanted, recipe, data, len(data_set.class_names), chosen_device, ranks, plan, effort)
+        recipe = recipe if tuning is None else tuning.recipe
+        if tuning is not None and len(tuning.timings) > 1:
+            speaker.say(tuning.text())
+        predicted = None if plan is None else plan.predict_trying([recipe, *_tried(tuning)])
         start = load_start(recipe, len(data_set.class_names))
+        use_settings(recipe, chosen_device)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
-            "weights_sha256": _sha256(start)
+            "weights_sha256": _sha256(start),
+            "tuning": None if tuning is None else tuning.record(),
         }
         run = RunFolder.create(out, recipe, environment) if ranks.is_first else RunFolder(out)
         with _locked(run, ranks):
@@ -102,6 +119,7 @@ def resume_run(
             return_freed_memory()
             predicted = predict_within_budget(recipe, data_set, chosen_device, ranks.number)
         data = open_training_data(data_set, recipe)
+        use_settings(recipe, chosen_device)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
         if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
             raise DataError(
@@ -117,6 +135,37 @@ def resume_run(
             run.record_resume(recipe, environment)
         _run_session(session)
     return run
+
+
+def _tune(
+    wanted: Recipe,
+    recipe: Recipe,
+    data: TrainingData,
+    num_classes: int,
+    device: torch.device,
+    ranks: Ranks,
+    plan: Plan | None,
+    effort: Effort,
+) -> Tuning | None:
+    """Choose what `wanted` and the plan leave open by measuring; None where that would not pay."""
+    if plan is not None:
+        wanted = wanted.replace({f"training.{key}": getattr(recipe.training, key) for key in PLANNED})
+    num_steps = recipe.training.epochs * len(cut_epoch(torch.arange(len(data.train)), recipe.training.batch_size))
+    tuning = choose_settings(
+        recipe, wanted, num_classes, device, num_steps, ranks, effort=effort,
+        fits=lambda tried: plan is None or plan.predict_trying([tried]).total <= plan.limit,
+    )  # fmt: skip
+    if tuning is None or wanted.data.workers is not None or not isinstance(data.train, FileExamples):
+        return tuning
+    workers = choose_workers(data.train, data.preprocessing, recipe, tuning.step_s, ranks.number)
+    return replace(tuning, recipe=tuning.recipe.replace({"data.workers": workers}))
+
+
+def _tried(tuning: Tuning | None) -> list[Recipe]:
+    """The recipes whose networks this process has built."""
+    if tuning is None or tuning.is_cached:
+        return []
+    return [with_settings(tuning.recipe, timing.settings) for timing in tuning.timings]
 
 
 def _go_where_it_stands(session: Session) -> None:
@@ -171,7 +220,8 @@ def _load_to_resume(run: RunFolder, ranks: Ranks) -> tuple[Checkpoint, TrainingS
 
 def _refuse_changes(run: RunFolder, changes: dict[str, tuple[object, object]], allowed: Set[str]) -> None:
     limits = {key for key in changes if key.startswith("limits.")}
-    refused = [key for key in changes if key not in allowed | limits or key.startswith(FIXED_PARTS)]
+    fixed = [key for key in changes if key.startswith(FIXED_PARTS) and key != "data.workers"]
+    refused = [key for key in changes if key not in allowed | limits or key in fixed]
     if refused:
         listed = "".join(f"\n  {key}: {changes[key][0]!r} in the run, {changes[key][1]!r} now" for key in refused)
         raise InputError(
@@ -205,5 +255,9 @@ def _joined(device: str, reporter: Reporter) -> Generator[tuple[Ranks, torch.dev
     if str(chosen) == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    with joined(chosen) as ranks:
-        yield ranks, chosen, reporter if ranks.is_first else Reporter.silent()
+    threads = torch.get_num_threads()
+    try:
+        with joined(chosen) as ranks:
+            yield ranks, chosen, reporter if ranks.is_first else Reporter.silent()
+    finally:
+        torch.set_num_threads(threads)  # those of a run are its own

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState
 from candid.data.examples import DataSet, pick_evenly
@@ -55,8 +54,6 @@ class Session:
         """Build the network; nothing is read or written yet. `predicted` is the memory that it was said to need."""
         self.run, self.data_set, self.data = run, data_set, data
         self.device, self.reporter, self.ranks, self.stop = device, reporter, ranks, stop
-        torch.use_deterministic_algorithms(bool(recipe.training.deterministic))
-        deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # takes time
         num_classes = len(data_set.class_names)
         self.batches = TrainingBatches(data, recipe, num_classes, device)
         self.trainer = Trainer(recipe, num_classes, self.batches.steps_per_epoch, device, ranks)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import deterministic
 
 from candid.checkpoint import RunFolder, build_network
 from candid.data.catalog import full_name
@@ -58,11 +59,22 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
             else recipe.training.deterministic,
             "training.memory": choose_memory(recipe, device),
             "training.memory_format": choose_memory_format(recipe.training.memory_format),
+            "training.compile": bool(recipe.training.compile),
+            "training.threads": recipe.training.threads or torch.get_num_threads(),
         }
     )
     with torch.device("meta"):
         model = build_network(recipe, len(data_set.class_names))
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def use_settings(recipe: Recipe, device: torch.device) -> None:
+    """Let torch compute as a resolved recipe says, in all of this process."""
+    torch.set_num_threads(recipe.training.threads)
+    torch.use_deterministic_algorithms(bool(recipe.training.deterministic))
+    deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # takes time
+    # cuDNN tries its algorithms for each new shape, of which training has few
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.training.deterministic
 
 
 def choose_memory(recipe: Recipe, device: torch.device) -> Memory:

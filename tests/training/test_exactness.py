@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -231,13 +232,19 @@ def resume_with_threads(number: int, arguments: list[str], said: Path) -> None:
     command(arguments, said)
 
 
-def test_another_number_of_threads_is_said(pictures: Path, tmp_path: Path):
+def test_a_run_keeps_its_threads_and_another_number_is_said(pictures: Path, tmp_path: Path):
     with pytest.raises(Stopped):
         train_run(recipe_for(pictures, "sgd"), tmp_path / "run", last_step=2, reporter=silent())
     arguments = ["train", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
     assert outcome(start(resume_with_threads, 2, arguments, tmp_path / "said.txt")) == 0
-    assert [line for line in (tmp_path / "said.txt").read_text().splitlines() if "changed" in line] == [
-        "The device changed from cpu (1 threads) to cpu (2 threads); the result may differ in its last digits."
+    assert "hanged" not in (tmp_path / "said.txt").read_text()
+    assert RunFolder.open(tmp_path / "run").recipe.training.threads == 1
+    arguments = [*arguments[:3], str(tmp_path / "other"), "--device", "cpu", "--set", "training.threads=2"]
+    assert outcome(start(resume_with_threads, 1, arguments, tmp_path / "said.txt")) == 0
+    assert [line for line in (tmp_path / "said.txt").read_text().splitlines() if "hanged" in line] == [
+        "Changed: training.threads was 1, is 2.",
+        "The device changed from cpu (1 threads) to cpu (2 threads); the result may differ in its last digits.",
     ]
 
 
