@@ -52,6 +52,13 @@ def test_its_commands_run_in_their_order(
     typer.main.get_command(app).commands["train"].make_context("train", arguments.split())
 
 
+def test_its_commands_about_settings_run(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    for command in blocks("sh")[4].splitlines():
+        run_command(command)
+    assert 'precision = "fp32"' in (place / "runs" / "exactly" / "recipe.toml").read_text()
+
+
 def test_its_plans_fit_and_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(place)
     for command in blocks("sh")[3].splitlines():
