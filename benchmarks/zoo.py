@@ -13,7 +13,7 @@ from benchmarks.usual import random_cifar
 from candid.zoo import Entry, read_entries
 
 BAR, ROUNDS, HOPELESS = 0.97, 5, 1.15
-LARGEST_BATCH, MOST_STEPS = 128, 4
+SMALLEST_BATCH, LARGEST_BATCH, MOST_STEPS = 8, 128, 4
 MULTIPLY_ADDS = 24e9
 """Of one forward pass over what is timed at once: forward and back take about a second, fewer for deep networks."""
 
@@ -34,7 +34,7 @@ def main(names: list[str]) -> None:
 
 def choose_work(entry: Entry) -> tuple[int, int]:
     """Batch size, a power of two, and number of steps of what is timed at once."""
-    most = max(4, min(LARGEST_BATCH, int(MULTIPLY_ADDS / entry.multiply_adds)))
+    most = max(SMALLEST_BATCH, min(LARGEST_BATCH, int(MULTIPLY_ADDS / entry.multiply_adds)))
     batch_size = 1 << most.bit_length() - 1
     return batch_size, max(1, min(MOST_STEPS, int(MULTIPLY_ADDS / entry.multiply_adds / batch_size)))
 
