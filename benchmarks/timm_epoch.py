@@ -3,6 +3,7 @@
 Run: python -m benchmarks.timm_epoch
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def measure(work: Work, folder: Path) -> None:
 
 def timm_epoch(work: Work, folder: Path) -> Callable[[], None]:
     """An epoch as timm's training script has it, channels last, with its lightest variations: crop and mirror."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # compiling, it misses a GPU aloud
     network = work.build().to(memory_format=torch.channels_last).train()
     optimizer = create_optimizer_v2(network, "sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4)
     run = torch.compile(network) if work.compiled else network
