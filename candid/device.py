@@ -6,6 +6,7 @@ import platform
 import resource
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,8 @@ from candid.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 MemoryFormat = Literal["contiguous", "channels-last"]
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+NEVER = 2**31 - 1
 LARGEST_KEPT_BYTES = 64 * 2**10
 """Blocks below this stay with the process when they are freed; they are few, and often used again."""
 CONTAINER_LIMITS = (  # of cgroups 2 and 1
@@ -141,9 +143,22 @@ def return_freed_memory() -> None:
     Without it, glibc keeps what was freed, and a process that trains holds up to 1.8 times of what it uses. It costs
     time: the system blanks each page before it hands it out again.
     """
+    _set_malloc({M_MMAP_MAX: NEVER, M_MMAP_THRESHOLD: LARGEST_KEPT_BYTES})
+
+
+def keep_freed_memory() -> None:
+    """Keep freed blocks for the next step, which needs the same again, instead of having their pages blanked anew.
+
+    glibc by itself gives back the blocks above 32 MiB, which are most of a step's.
+    """
+    _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER})
+
+
+def _set_malloc(options: Mapping[int, int]) -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # a C library without mallopt
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+            for option, value in options.items():
+                ctypes.CDLL(None).mallopt(option, value)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

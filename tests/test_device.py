@@ -29,3 +29,29 @@ def test_the_machine_computes_what_this_program_does():
     assert before is not None
     assert after is not None
     assert after - before > 0.4
+
+
+COUNT_PAGES = """
+import resource, torch
+from candid.device import keep_freed_memory, return_freed_memory
+{how}()
+def take():
+    for _ in range(10):
+        torch.ones(64 * 2**18)  # 64 MiB
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize(
+    ("how", "least", "most"),
+    [("keep_freed_memory", 0, 50_000), ("return_freed_memory", 160_000, 200_000)],  # 64 MiB are 16,384 pages
+)
+def test_pages_are_made_anew_only_where_memory_is_scarce(how: str, least: int, most: int):
+    counted = subprocess.run(
+        [sys.executable, "-c", COUNT_PAGES.format(how=how)], capture_output=True, text=True, check=True
+    )
+    assert least <= int(counted.stdout) <= most

@@ -13,7 +13,7 @@ from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_exist
 from candid.data.catalog import open_data_set
 from candid.data.examples import FileExamples
 from candid.data.loading import TrainingData, cut_epoch, open_training_data
-from candid.device import choose_device, return_freed_memory
+from candid.device import choose_device, keep_freed_memory, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
 from candid.recipe import Recipe, list_differences
 from candid.training.choices import choose_settings
@@ -60,6 +60,8 @@ def train_run(
             speaker.say(plan.text())
             plan = replace(plan, chosen=ranks.gather(plan.chosen)[0])  # what each process holds before differs a little
             recipe = plan.chosen.recipe
+        else:
+            keep_freed_memory()
         data = open_training_data(data_set, recipe)
         if effort == "full":
             speaker.say("Measuring settings; with torch.compile this takes minutes where no earlier run did it.")
@@ -118,6 +120,8 @@ def resume_run(
         if recipe.limits.memory:
             return_freed_memory()
             predicted = predict_within_budget(recipe, data_set, chosen_device, ranks.number)
+        else:
+            keep_freed_memory()
         data = open_training_data(data_set, recipe)
         use_settings(recipe, chosen_device)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
