@@ -20,12 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout
 
 from candid.models.dense_pieces import COMPILED, Pieces, choose_pieces, describe_pieces, vector_type
+from candid.models.fusing import TYPES, FoldedNorm, fold, is_watched, type_of_maps, uses_batch
 
 Memory = Literal["auto", "plain", "shared", "recompute"]
 """What a block keeps for the way back: plain what its layers keep; shared the buffer and the bottlenecks' products;
 recompute the buffer alone. auto is shared where that is known to be faster: on CPUs with a compiler."""
 
-TYPES = (torch.float32, torch.float64, torch.bfloat16)
 CONVOLUTION = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 """Stride, padding, dilation, transposed, output padding, groups of every 3x3 convolution in a block."""
 
@@ -36,11 +36,11 @@ def choose_memory(memory: Memory, module: nn.Module, x: Tensor) -> Memory:
     Plain wherever the layers themselves have to be called: for hooks on them, for tracers, for tensors without values,
     and for types of numbers that the pieces do not know.
     """
-    if memory == "plain" or x.device.type == "meta" or _type_of_maps(x) not in TYPES:
+    if memory == "plain" or x.device.type == "meta" or type_of_maps(x) not in TYPES:
         return "plain"
     if x.numel() == x.shape[1] or x.numel() == 0:  # a single value has no variance, of which torch's layers complain
         return "plain"
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or _has_hooks(module):
+    if is_watched(other for other in module.modules() if other is not module):
         return "plain"
     return fastest_memory(x.device) if memory == "auto" else memory
 
@@ -57,52 +57,10 @@ def run_dense_block(layers: Iterable[nn.Module], x: Tensor, memory: Memory) -> T
     """
     stack: list[Any] = list(layers)
     modules = [module for layer in stack for module in _modules(layer)]
-    if torch.is_grad_enabled() or any(isinstance(module, nn.BatchNorm2d) and _uses_batch(module) for module in modules):
+    if torch.is_grad_enabled() or any(isinstance(module, nn.BatchNorm2d) and uses_batch(module) for module in modules):
         parameters = [parameter for module in modules for parameter in module.parameters()]
         return _DenseBlock.apply(x, stack, memory == "shared", *parameters)  # pyright: ignore[reportReturnType]
     return _infer(stack, x)
-
-
-class _Norm(NamedTuple):
-    """A batch normalisation as maps * scale + shift; vectors [C]."""
-
-    scale: Tensor
-    shift: Tensor
-    mean: Tensor
-    rstd: Tensor
-    """1 / sqrt(variance + eps)."""
-    of_batch: bool
-    """Whether mean and variance are the batch's own, so that the maps' gradient flows through them too."""
-
-    def gradients(self, sum_d: Tensor, sum_dx: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the normalisation's weight and bias, from sums over pixels of d and of d * (maps - mean)."""
-        return sum_dx * self.rstd, sum_d
-
-    def corrections(self, sum_d: Tensor, sum_dx: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-        """What batch statistics take off the maps' gradient: a constant, and a factor of (maps - mean).
-
-        Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3, with d the gradient of the normalised maps.
-        """
-        if not self.of_batch:
-            return torch.zeros_like(sum_d), torch.zeros_like(sum_d)
-        return self.scale * sum_d / pixels, self.scale * self.rstd.square() * sum_dx / pixels
-
-
-def _fold(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> _Norm:
-    """A normalisation of maps with these statistics, which move its running ones; by those where it is frozen."""
-    of_batch = _uses_batch(norm)
-    running_mean, running_var = norm.running_mean, norm.running_var
-    if running_mean is not None and running_var is not None:
-        if not of_batch:
-            mean, variance = (vector.to(mean.dtype, copy=True) for vector in (running_mean, running_var))
-        elif norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * (pixels / (pixels - 1))).to(running_var.dtype), momentum)
-    rstd = (variance + norm.eps).rsqrt()
-    scale = norm.weight.to(rstd.dtype) * rstd
-    return _Norm(scale, norm.bias.to(rstd.dtype) - mean * scale, mean, rstd, of_batch)
 
 
 @dataclass(frozen=True)
@@ -175,7 +133,7 @@ class _DenseBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Any], keeps_products: bool, *parameters: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        way = _Pass.of(x, _type_of_maps(x))
+        way = _Pass.of(x, type_of_maps(x))
         with torch.autocast(x.device.type, enabled=False):
             maps, norms, kept = _learn(way, layers, x, keeps_products)
         output = way.planes(maps)
@@ -199,21 +157,21 @@ class _DenseBlock(torch.autograd.Function):
 
 def _learn(
     way: _Pass, layers: Sequence[Any], x: Tensor, keeps_products: bool
-) -> tuple[Tensor, list[tuple[_Norm, ...]], list[_Kept]]:
+) -> tuple[Tensor, list[tuple[FoldedNorm, ...]], list[_Kept]]:
     """The way forward with batch statistics: all maps [P, C + len(layers) * k], and what the way back needs."""
     width, growth = x.shape[1], _growth(layers[0])
     maps = way.buffer(x, width + len(layers) * growth)
     mean, variance = (maps.new_empty(maps.shape[1], dtype=vector_type(way.dtype)) for _ in range(2))
     mean[:width], variance[:width] = way.pieces.moments(maps[:, :width])
-    all_norms: list[tuple[_Norm, ...]] = []
+    all_norms: list[tuple[FoldedNorm, ...]] = []
     all_kept: list[_Kept] = []
     for layer in layers:
         p = layer.dropout.p if layer.dropout.training else 0.0
-        norm1, read = _fold(layer.norm1, mean[:width], variance[:width], way.pixels), maps[:, :width]
+        norm1, read = fold(layer.norm1, mean[:width], variance[:width], way.pixels), maps[:, :width]
         if _has_bottleneck(layer):
             product = way.pieces.norm_product(read, norm1.scale, norm1.shift, way.matrix(layer.conv1.weight), None)
             product_mask = _drop(way, product, p)
-            norm2 = _fold(layer.norm2, *way.pieces.moments(product), way.pixels)
+            norm2 = fold(layer.norm2, *way.pieces.moments(product), way.pixels)
             norms, last = (norm1, norm2), layer.conv2
             normal = way.pieces.norm_relu(product, norm2.scale, norm2.shift)
         else:
@@ -251,7 +209,7 @@ class _WayBack:
             self.gradients[:, place], self.maps[:, place], self.mean[place], self.constant[place], self.factor[place]
         )
 
-    def through(self, norms: tuple[_Norm, ...], kept: _Kept) -> None:
+    def through(self, norms: tuple[FoldedNorm, ...], kept: _Kept) -> None:
         """Go back through the last layer that is left."""
         new = self.take(len(kept.conv1 if kept.conv2 is None else kept.conv2))
         if kept.maps_mask is not None:
@@ -263,7 +221,7 @@ class _WayBack:
             of_layer = self._through_bottleneck(new, norms[0], norms[1], kept, read, total)
         self.of_parameters = [*of_layer, *self.of_parameters]
 
-    def _through_plain(self, new: Tensor, norm: _Norm, kept: _Kept, read: Tensor, total: Tensor) -> list[Tensor]:
+    def _through_plain(self, new: Tensor, norm: FoldedNorm, kept: _Kept, read: Tensor, total: Tensor) -> list[Tensor]:
         normal = self.way.pieces.norm_relu(read, norm.scale, norm.shift)
         of_normal, of_conv = self.way.convolve_back(new, normal, kept.conv1)
         sums = self.way.pieces.norm_backward(of_normal, read, norm.scale, norm.shift, norm.mean, total)
@@ -271,7 +229,7 @@ class _WayBack:
         return [*norm.gradients(*sums), of_conv]
 
     def _through_bottleneck(
-        self, new: Tensor, norm1: _Norm, norm2: _Norm, kept: _Kept, read: Tensor, total: Tensor
+        self, new: Tensor, norm1: FoldedNorm, norm2: FoldedNorm, kept: _Kept, read: Tensor, total: Tensor
     ) -> list[Tensor]:
         pieces, weight1 = self.way.pieces, self.way.matrix(kept.conv1)
         mask = None if kept.product_mask is None else self._kept_values(kept.product_mask)
@@ -306,7 +264,7 @@ class _WayBack:
             of_conv2,
         ]
 
-    def _note(self, norm: _Norm, sum_d: Tensor, sum_dx: Tensor) -> None:
+    def _note(self, norm: FoldedNorm, sum_d: Tensor, sum_dx: Tensor) -> None:
         """Remember what the statistics that a layer read take off the maps' gradients."""
         if norm.of_batch:
             constant, factor = norm.corrections(sum_d, sum_dx, self.way.pixels)
@@ -321,7 +279,7 @@ class _WayBack:
 
 def _infer(layers: Sequence[Any], x: Tensor) -> Tensor:
     """All maps of a block whose statistics are fixed, for nobody's gradient: the second norm folds into the product."""
-    way, width, growth = _Pass.of(x, _type_of_maps(x)), x.shape[1], _growth(layers[0])
+    way, width, growth = _Pass.of(x, type_of_maps(x)), x.shape[1], _growth(layers[0])
     with torch.autocast(x.device.type, enabled=False):
         maps = way.buffer(x, width + len(layers) * growth)
         for layer in layers:
@@ -337,9 +295,9 @@ def _infer(layers: Sequence[Any], x: Tensor) -> Tensor:
     return way.planes(maps)
 
 
-def _fold_running(norm: nn.BatchNorm2d, way: _Pass) -> _Norm:
+def _fold_running(norm: nn.BatchNorm2d, way: _Pass) -> FoldedNorm:
     mean, variance = (_present(vector).to(vector_type(way.dtype)) for vector in (norm.running_mean, norm.running_var))
-    return _fold(norm, mean, variance, way.pixels)
+    return fold(norm, mean, variance, way.pixels)
 
 
 def _drop(way: _Pass, rows: Tensor, p: float) -> Tensor | None:
@@ -362,27 +320,6 @@ def _has_bottleneck(layer: nn.Module) -> bool:
 
 def _growth(layer: Any) -> int:
     return (layer.conv2 if _has_bottleneck(layer) else layer.conv1).out_channels
-
-
-def _uses_batch(norm: nn.BatchNorm2d) -> bool:
-    return norm.training or norm.running_mean is None
-
-
-def _type_of_maps(x: Tensor) -> torch.dtype:
-    """The type of a convolution's result: that of autocast, which leaves double alone."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x.dtype
-    return torch.get_autocast_dtype(kind)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether someone waits for a call of a module inside."""
-    inside = (other for other in module.modules() if other is not module)
-    return any(
-        other._forward_hooks or other._forward_pre_hooks or other._backward_hooks or other._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        for other in inside
-    )
 
 
 def _present(tensor: Tensor | None) -> Tensor:

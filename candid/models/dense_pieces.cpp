@@ -1,49 +1,14 @@
 // The pieces of a dense block in which memory, not arithmetic, is what takes time: each goes through its maps in
 // tiles that stay in the cache, so that normalised maps and their gradients never reach memory as a whole.
 // dense_pieces.py has the same functions in torch's own words, and says what each of them computes.
-//
-// Maps are matrices [pixels, channels] of float, double or bfloat16; a row may lie further from the next than it is
-// long, as in a prefix of a wider buffer. Vectors [channels] are float; for maps of double they are double.
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/library.h>
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <optional>
-#include <tuple>
-#include <type_traits>
-#include <vector>
+#include "pieces.h"
 
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t TILE_BYTES = 1 << 18;  // a tile of maps and one of their gradients share the second-level cache
-constexpr int64_t SHORT_TILE = 256;      // pixels that are summed up in the maps' own precision
-
-// What vectors and sums are made of.
-template <typename T>
-using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// A value for arithmetic, and back. Written out, because the compiler makes vector instructions of simple loops alone.
-inline float real(float value) { return value; }
-inline double real(double value) { return value; }
-inline float real(c10::BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
-
-inline void put(float& place, float value) { place = value; }
-inline void put(double& place, double value) { place = value; }
-inline void put(c10::BFloat16& place, float value) {  // to the nearest, ties to even; what is no number stays none
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  place.x = static_cast<uint16_t>(value != value ? 0x7FC0 : rounded);
-}
 
 template <typename R>
 inline R relu(R value) {
@@ -55,32 +20,6 @@ template <typename R>
 inline R masked(R gradient, R scale, R x, R shift) {
   return scale * x + shift <= 0 ? R(0) : gradient;
 }
-
-// Maps by rows.
-template <typename T>
-struct Matrix {
-  T* data;
-  int64_t stride, width;
-  explicit Matrix(const Tensor& maps)
-      : data(static_cast<T*>(maps.data_ptr())), stride(maps.stride(0)), width(maps.size(1)) {
-    TORCH_CHECK(maps.dim() == 2 && (maps.stride(1) == 1 || width == 1), "maps must be a matrix of whole rows");
-  }
-  T* row(int64_t index) const { return data + index * stride; }
-};
-
-template <typename T>
-const Real<T>* values_of(const Tensor& vector) {
-  TORCH_CHECK(vector.is_contiguous(), "vectors must be contiguous");
-  return vector.const_data_ptr<Real<T>>();
-}
-
-// A normalisation folded into x * scale + shift, with the mean that it subtracts.
-template <typename T>
-struct Norm {
-  const Real<T>*scale, *shift, *mean;
-  Norm(const Tensor& scale, const Tensor& shift, const Tensor& mean)
-      : scale(values_of<T>(scale)), shift(values_of<T>(shift)), mean(values_of<T>(mean)) {}
-};
 
 // ---- One row each; `simd` because nothing that is written is also read under another name.
 
@@ -94,18 +33,6 @@ template <typename T, typename R>
 void bias_relu_row(T* x, const R* bias, int64_t width) {
 #pragma omp simd
   for (int64_t c = 0; c < width; ++c) put(x[c], relu(real(x[c]) + bias[c]));
-}
-
-template <typename T, typename R>
-void sum_row(const T* x, R* sum, int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) sum[c] += real(x[c]);
-}
-
-template <typename T, typename R>
-void square_row(const T* x, const R* mean, R* squares, int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) squares[c] += (real(x[c]) - mean[c]) * (real(x[c]) - mean[c]);
 }
 
 template <typename T, typename R>
@@ -160,114 +87,11 @@ void multiply_row(T* x, const T* kept, int64_t width) {
 
 // ---- Threads, tiles and sums.
 
-// Calls `work` with the type of the maps.
-template <typename Work>
-void for_type(const Tensor& maps, const Work& work) {
-  switch (maps.scalar_type()) {
-    case at::kFloat: return work.template operator()<float>();
-    case at::kDouble: return work.template operator()<double>();
-    case at::kBFloat16: return work.template operator()<c10::BFloat16>();
-    default: TORCH_CHECK(false, "maps are ", maps.scalar_type(), "; expected float, double or bfloat16");
-  }
-}
-
 // Pixels in a tile of maps, a multiple of 16.
 template <typename T>
 int64_t tile_of(int64_t width) {
   return std::max<int64_t>(16, TILE_BYTES / static_cast<int64_t>(width * sizeof(T)) / 16 * 16);
 }
-
-// Calls work(thread, first row, number of rows) for tiles that cover all rows. Which rows a thread has depends on the
-// number of threads alone, so that sums by thread are the same each time.
-template <typename Work>
-void for_tiles(int64_t num_rows, int64_t tile, const Work& work) {
-  const bool inference = c10::InferenceMode::is_enabled();
-  at::parallel_for(0, num_rows, tile, [&](int64_t begin, int64_t end) {
-    const c10::InferenceMode as_the_caller(inference);  // a thread of a pool has its own mind about these two
-    const at::AutoDispatchBelowAutograd no_gradients;
-    for (int64_t first = begin; first < end; first += tile) {
-      work(at::get_thread_num(), first, std::min(tile, end - first));
-    }
-  });
-}
-
-template <typename T>
-Tensor empty_vector(const Tensor& maps, int64_t width) {
-  return at::empty({width}, maps.options().dtype(c10::CppTypeToScalarType<Real<T>>::value));
-}
-
-// Sums over all rows: short ones in the maps' own precision, which each thread adds up in double.
-struct Sums {
-  int64_t width;
-  std::vector<double> by_thread;
-  explicit Sums(int64_t width) : width(width), by_thread(at::get_num_threads() * width, 0.0) {}
-
-  template <typename T>
-  void add(int64_t thread, const T* of_tile) {
-    double* sums = by_thread.data() + thread * width;
-    for (int64_t c = 0; c < width; ++c) sums[c] += real(of_tile[c]);
-  }
-
-  template <typename T>
-  Tensor total(const Tensor& maps) const {
-    Tensor total = empty_vector<T>(maps, width);
-    auto* values = total.data_ptr<Real<T>>();
-    for (int64_t c = 0; c < width; ++c) {
-      double sum = 0;
-      for (int64_t place = c; place < static_cast<int64_t>(by_thread.size()); place += width) sum += by_thread[place];
-      values[c] = static_cast<Real<T>>(sum);
-    }
-    return total;
-  }
-};
-
-// Mean and variance of all rows: of tiles in the maps' own precision, joined in double as Chan, Golub and LeVeque
-// 1979 do, so that no digit is lost where a mean is much larger than the deviation.
-struct Moments {
-  int64_t width;
-  std::vector<double> number, mean, squares;
-  explicit Moments(int64_t width)
-      : width(width),
-        number(at::get_num_threads(), 0.0),
-        mean(at::get_num_threads() * width, 0.0),
-        squares(at::get_num_threads() * width, 0.0) {}
-
-  template <typename R>
-  void join(int64_t thread, double other_number, const R* other_mean, const R* other_squares) {
-    const double together = number[thread] + other_number, share = other_number / together;
-    double *means = mean.data() + thread * width, *sums = squares.data() + thread * width;
-    for (int64_t c = 0; c < width; ++c) {
-      const double difference = other_mean[c] - means[c];
-      means[c] += difference * share;
-      sums[c] += other_squares[c] + difference * difference * share * number[thread];
-    }
-    number[thread] = together;
-  }
-
-  template <typename T>
-  void add(int64_t thread, const T* first, int64_t stride, int64_t rows) {
-    std::vector<Real<T>> mean_of_tile(width, 0), squares_of_tile(width, 0);
-    for (int64_t r = 0; r < rows; ++r) sum_row(first + r * stride, mean_of_tile.data(), width);
-    for (auto& value : mean_of_tile) value /= static_cast<Real<T>>(rows);
-    for (int64_t r = 0; r < rows; ++r) {
-      square_row(first + r * stride, mean_of_tile.data(), squares_of_tile.data(), width);
-    }
-    join(thread, static_cast<double>(rows), mean_of_tile.data(), squares_of_tile.data());
-  }
-
-  template <typename T>
-  std::tuple<Tensor, Tensor> mean_and_variance(const Tensor& maps) {
-    for (int64_t thread = 1; thread < static_cast<int64_t>(number.size()); ++thread) {
-      if (number[thread] > 0) join(0, number[thread], mean.data() + thread * width, squares.data() + thread * width);
-    }
-    Tensor means = empty_vector<T>(maps, width), variances = empty_vector<T>(maps, width);
-    for (int64_t c = 0; c < width; ++c) {
-      means.data_ptr<Real<T>>()[c] = static_cast<Real<T>>(mean[c]);
-      variances.data_ptr<Real<T>>()[c] = static_cast<Real<T>>(squares[c] / number[0]);
-    }
-    return {means, variances};
-  }
-};
 
 // ---- The pieces, as dense_pieces.py describes them.
 
@@ -292,20 +116,7 @@ std::tuple<Tensor, Tensor> append(const Tensor& maps, const Tensor& place) {
       for (int64_t r = first; r < first + rows; ++r) std::copy_n(x.row(r), x.width, y.row(r));
       moments.add<T>(thread, x.row(first), x.stride, rows);
     });
-    found = moments.mean_and_variance<T>(maps);
-  });
-  return found;
-}
-
-std::tuple<Tensor, Tensor> moments(const Tensor& maps) {
-  std::tuple<Tensor, Tensor> found;
-  for_type(maps, [&]<typename T>() {
-    const Matrix<T> x(maps);
-    Moments moments(x.width);
-    for_tiles(maps.size(0), SHORT_TILE, [&](int64_t thread, int64_t first, int64_t rows) {
-      moments.add<T>(thread, x.row(first), x.stride, rows);
-    });
-    found = moments.mean_and_variance<T>(maps);
+    found = moments.mean_and_variance<T>(maps, x.width);
   });
   return found;
 }
@@ -349,7 +160,7 @@ std::tuple<Tensor, Tensor> norm_sums(const Tensor& gradient, const Tensor& maps,
       sums.add(thread, sum.data());
       products.add(thread, product.data());
     });
-    found = {sums.total<T>(maps), products.total<T>(maps)};
+    found = {sums.total<T>(maps, x.width), products.total<T>(maps, x.width)};
   });
   return found;
 }
@@ -369,7 +180,7 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& gradient, const Tensor& m
       sums.add(thread, sum.data());
       products.add(thread, product.data());
     });
-    found = {sums.total<T>(maps), products.total<T>(maps)};
+    found = {sums.total<T>(maps, x.width), products.total<T>(maps, x.width)};
   });
   return found;
 }
@@ -435,7 +246,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_product_backward(
       products.add(thread, product_sum.data());
       weights.add(thread, static_cast<const T*>(space.of_weight.const_data_ptr()));
     });
-    found = {weights.total<T>(maps).view(weight.sizes()), sums.total<T>(maps), products.total<T>(maps)};
+    found = {weights.total<T>(maps, weight.numel()).view(weight.sizes()), sums.total<T>(maps, x.width), products.total<T>(maps, x.width)};
   });
   return found;
 }

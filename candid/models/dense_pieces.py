@@ -8,26 +8,15 @@ float32 or, for maps in float64, in float64. `scale` and `shift` are a batch nor
 multiplication and one addition.
 """
 
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from candid.durable import cache_folder
+from candid.models.compiling import load_pieces
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math")
-"""Nothing that lets the compiler forget what is no number: divergence has to show."""
-COMPILE_TIMEOUT_S = 120
 COMPILED = "compiled pieces"
 
 
@@ -179,46 +168,11 @@ def _mask(gradient: Tensor, maps: Tensor, scale: Tensor, shift: Tensor) -> Tenso
 
 @cache
 def _load() -> str | None:
-    """Compile the pieces, or take those that were compiled before, once a process; what is wrong, or None."""
-    if sys.platform != "linux":
-        return f"compiled ones are for Linux, and this is {sys.platform}"
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        return f"there is no C++ compiler ({', '.join(COMPILERS)})"
-    try:
-        library = _library(compiler)
-        if not library.is_file():
-            _compile(compiler, library)
-        torch.ops.load_library(library)
-    except subprocess.CalledProcessError as error:
-        return f"{compiler} fails: {(error.stderr.strip().splitlines() or ['it says nothing'])[0]}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"they could not be compiled ({error})"
-    _register_shapes()
-    return None
-
-
-def _library(compiler: str) -> Path:
-    """Where the compiled pieces are kept: a name for each source, compiler, processor and version of torch."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-    facts = [version, torch.__version__, str(torch.cpu.get_capabilities()), *FLAGS]
-    digest = hashlib.sha256("\n".join(facts).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    return cache_folder() / f"dense_pieces-{digest}.so"
-
-
-def _compile(compiler: str, library: Path) -> None:
-    """Compile the pieces beside their place and move them there whole: others may be doing the same."""
-    torch_folder = Path(torch.__file__).parent
-    include = torch_folder / "include"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=library.parent) as folder:
-        built = Path(folder) / library.name
-        command = [compiler, *FLAGS, "-fopenmp", "-std=c++20", "-shared", "-fPIC", f"-I{include}"]
-        command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-        command += [f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}", str(SOURCE), "-o", str(built)]
-        command += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMPILE_TIMEOUT_S)
-        built.replace(library)
+    """Load the compiled pieces, once a process; what is wrong, or None."""
+    problem = load_pieces("dense_pieces.cpp")
+    if problem is None:
+        _register_shapes()
+    return problem
 
 
 def _register_shapes() -> None:

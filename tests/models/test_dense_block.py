@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.dense_block import Work, bytes_saved, prepare
 from candid.errors import InputError
-from candid.models import build_model, dense_pieces
+from candid.models import build_model, compiling, dense_pieces
 from candid.models.dense_block import choose_memory, run_dense_block
 from candid.models.dense_pieces import COMPILED, EAGER, choose_pieces, describe_pieces
 from candid.models.densenet import DenseBlock, DenseNetConfig
@@ -363,7 +363,7 @@ def not_loaded():
 
 @pytest.mark.usefixtures("not_loaded")
 def test_without_a_compiler_the_pieces_are_torchs_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dense_pieces, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compiling, "COMPILERS", ("no-such-compiler",))
     assert describe_pieces(CPU) == ("uncompiled pieces, which are slower: there is no C++ compiler (no-such-compiler)")
     assert choose_pieces(CPU) is EAGER
     block = DenseBlock(DenseNetConfig(), num_layers=1, in_channels=8)
@@ -376,7 +376,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     compiler = tmp_path / "cc"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "cc: no header" >&2\nexit 1\n')
     compiler.chmod(0o755)
-    monkeypatch.setattr(dense_pieces, "COMPILERS", (str(compiler),))
+    monkeypatch.setattr(compiling, "COMPILERS", (str(compiler),))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert describe_pieces(CPU) == f"uncompiled pieces, which are slower: {compiler} fails: cc: no header"
     assert not list((tmp_path / "cache" / "candid").iterdir())
