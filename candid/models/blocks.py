@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from candid.models.fused_layers import DepthwiseConv2d
+
 
 class AnySize:
     """A config of networks whose convolutions and poolings are all padded, so that a single pixel survives them."""
@@ -17,12 +19,14 @@ def conv_norm(
     out_channels: int,
     kernel_size: int,
     stride: int = 1,
-    groups: int = 1,
+    depthwise: bool = False,
     activation: type[nn.Module] | None = None,
 ) -> list[nn.Module]:
     """A convolution that only its stride makes smaller, normalisation, and an activation unless that is None."""
-    padding = kernel_size // 2
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+    if depthwise:
+        conv = DepthwiseConv2d(in_channels, kernel_size, stride)
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     norm = nn.BatchNorm2d(out_channels)
     return [conv, norm] if activation is None else [conv, norm, activation(inplace=True)]
 

@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, cat, nn
 
 from candid.models.blocks import AnySize, conv_norm, draw_he_fan_out
+from candid.models.fused_layers import Layers
 from candid.models.mobilenetv2 import make_divisible
 
 BOTTLENECKS = (  # Table 1: kernel of depthwise convolutions in px, #exp, #out, SE, stride
@@ -57,8 +58,8 @@ class GhostModule(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, activation: type[nn.Module] | None) -> None:
         super().__init__()
         half = out_channels // 2  # channels are multiples of 4
-        self.primary = nn.Sequential(*conv_norm(in_channels, half, 1, activation=activation))
-        self.cheap = nn.Sequential(*conv_norm(half, half, 3, groups=half, activation=activation))
+        self.primary = Layers(*conv_norm(in_channels, half, 1, activation=activation))
+        self.cheap = Layers(*conv_norm(half, half, 3, depthwise=True, activation=activation))
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         intrinsic = self.primary(x)  # [N, D / 2, H, W]
@@ -89,14 +90,14 @@ class GhostBottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.ghost1 = GhostModule(in_channels, expanded, nn.ReLU)
-        self.downsample = nn.Sequential()
+        self.downsample = Layers()
         if stride > 1:
-            self.downsample.extend(conv_norm(expanded, expanded, kernel_size, stride, groups=expanded))
+            self.downsample.extend(conv_norm(expanded, expanded, kernel_size, stride, depthwise=True))
         self.se = SqueezeExcite(expanded) if has_se else nn.Identity()
         self.ghost2 = GhostModule(expanded, out_channels, activation=None)
-        self.shortcut = nn.Sequential()
+        self.shortcut = Layers()
         if stride > 1 or in_channels != out_channels:
-            self.shortcut.extend(conv_norm(in_channels, in_channels, kernel_size, stride, groups=in_channels))
+            self.shortcut.extend(conv_norm(in_channels, in_channels, kernel_size, stride, depthwise=True))
             self.shortcut.extend(conv_norm(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
@@ -111,7 +112,7 @@ class GhostNet(nn.Module):
         super().__init__()
         channels = make_divisible(16 * config.width, 4)
         stride = 2 if config.stem == "imagenet" else 1
-        self.stem = nn.Sequential(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU))
+        self.stem = Layers(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU))
         self.bottlenecks = nn.Sequential()
         for kernel_size, expanded, out_channels, has_se, stride in BOTTLENECKS:
             expanded, out_channels = (make_divisible(c * config.width, 4) for c in (expanded, out_channels))
@@ -119,7 +120,7 @@ class GhostNet(nn.Module):
             self.bottlenecks.append(GhostBottleneck(channels, expanded, out_channels, kernel_size, has_se, stride))
             channels = out_channels
         width = make_divisible(960 * config.width, 4)
-        self.last = nn.Sequential(*conv_norm(channels, width, 1, activation=nn.ReLU))
+        self.last = Layers(*conv_norm(channels, width, 1, activation=nn.ReLU))
         self.hidden = nn.Conv2d(width, 1280, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(1280, num_classes)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from candid.models.blocks import AnySize, conv_norm
+from candid.models.fused_layers import Layers
 
 STAGES = (  # Table 2: expansion t, channels c, blocks n, stride s of the first of them
     (1, 16, 1, 1),
@@ -54,11 +55,11 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
         super().__init__()
         width = expansion * in_channels
-        self.expand = nn.Sequential()
+        self.expand = Layers()
         if expansion > 1:
             self.expand.extend(conv_norm(in_channels, width, 1, activation=nn.ReLU6))
-        self.filter = nn.Sequential(*conv_norm(width, width, 3, stride, groups=width, activation=nn.ReLU6))
-        self.project = nn.Sequential(*conv_norm(width, out_channels, 1))
+        self.filter = Layers(*conv_norm(width, width, 3, stride, depthwise=True, activation=nn.ReLU6))
+        self.project = Layers(*conv_norm(width, out_channels, 1))
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
@@ -82,7 +83,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         channels = make_divisible(32 * config.width, 8)
         stride = 2 if config.stem == "imagenet" else 1
-        self.stem = nn.Sequential(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU6))
+        self.stem = Layers(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU6))
         self.stages = nn.Sequential()
         for expansion, out_channels, num_blocks, stride in STAGES:
             stage, out_channels = nn.Sequential(), make_divisible(out_channels * config.width, 8)
@@ -92,7 +93,7 @@ class MobileNetV2(nn.Module):
                 channels = out_channels
             self.stages.append(stage)
         features = make_divisible(1280 * max(1.0, config.width), 8)
-        self.last = nn.Sequential(*conv_norm(channels, features, 1, activation=nn.ReLU6))
+        self.last = Layers(*conv_norm(channels, features, 1, activation=nn.ReLU6))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(features, num_classes)
         nn.init.zeros_(self.head.bias)

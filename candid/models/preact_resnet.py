@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from candid.models.blocks import AnySize, draw_he_fan_out
+from candid.models.fused_layers import Layers, normalise
 from candid.models.resnet import PaddingShortcut
 
 
@@ -64,7 +65,7 @@ class Block(nn.Module, ABC):
         """The residual branch behind the first activation: [N, C, H, W] to [N, D, H / s, W / s]."""
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        activated = self.relu(self.norm1(x))
+        activated = normalise(x, self.norm1, self.relu)
         shortcut = self.shortcut(activated if self.activates_shortcut else x)  # [N, D, H / s, W / s]
         return self.residual(activated) + shortcut
 
@@ -83,7 +84,7 @@ class BasicBlock(Block):
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.conv1(x)  # [N, D, H / s, W / s]
-        return self.conv2(self.dropout(self.relu(self.norm2(x))))
+        return self.conv2(self.dropout(normalise(x, self.norm2, self.relu)))
 
 
 class Bottleneck(Block):
@@ -101,8 +102,8 @@ class Bottleneck(Block):
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.conv1(x)  # [N, E, H / s, W / s]
-        x = self.conv2(self.relu(self.norm2(x)))
-        return self.conv3(self.relu(self.norm3(x)))  # [N, D, H / s, W / s]
+        x = self.conv2(normalise(x, self.norm2, self.relu))
+        return self.conv3(normalise(x, self.norm3, self.relu))  # [N, D, H / s, W / s]
 
 
 class PreActResNet(nn.Module):
@@ -123,7 +124,7 @@ class PreActResNet(nn.Module):
             self.stages.append(stage)
         first = next(module for module in self.modules() if isinstance(module, Block))
         first.activates_shortcut |= config.activates_ends
-        self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if config.activates_ends else nn.Identity()
+        self.last = Layers(nn.BatchNorm2d(channels), nn.ReLU()) if config.activates_ends else nn.Identity()
         self.head = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.head.bias)
         draw_he_fan_out(self)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from candid.models.blocks import AnySize, draw_he_fan_out
+from candid.models.fused_layers import Layers, normalise
 
 Dilations = tuple[int, int]  # of a block's 3x3 convolutions: the one that has the stride, and any behind it
 
@@ -66,7 +67,7 @@ def make_shortcut(config: ResNetConfig, in_channels: int, out_channels: int, str
     if config.shortcut != "projection":
         return PaddingShortcut(out_channels - in_channels, stride, averages=config.shortcut == "average")
     projection = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
-    return nn.Sequential(projection, config.norm(out_channels))
+    return Layers(projection, config.norm(out_channels))
 
 
 class Block(nn.Module, ABC):
@@ -107,8 +108,8 @@ class BasicBlock(Block):
         self.relu = nn.ReLU(inplace=True)
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        x = self.relu(self.norm1(self.conv1(x)))  # [N, D, H / s, W / s]
-        return self.norm2(self.conv2(x))
+        x = normalise(self.conv1(x), self.norm1, self.relu)  # [N, D, H / s, W / s]
+        return normalise(self.conv2(x), self.norm2, None)
 
 
 class Bottleneck(Block):
@@ -130,9 +131,9 @@ class Bottleneck(Block):
         self.relu = nn.ReLU(inplace=True)
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        x = self.relu(self.norm1(self.conv1(x)))  # [N, E, H, W]
-        x = self.relu(self.norm2(self.conv2(x)))  # [N, E, H / s, W / s]
-        return self.norm3(self.conv3(x))  # [N, D, H / s, W / s]
+        x = normalise(self.conv1(x), self.norm1, self.relu)  # [N, E, H, W]
+        x = normalise(self.conv2(x), self.norm2, self.relu)  # [N, E, H / s, W / s]
+        return normalise(self.conv3(x), self.norm3, None)  # [N, D, H / s, W / s]
 
 
 class ResNet(nn.Module):
@@ -142,7 +143,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, dilation = config.widths[0], 1
         side, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
-        self.stem = nn.Sequential(
+        self.stem = Layers(
             nn.Conv2d(in_channels, channels, side, stride, side // 2, bias=False),
             config.norm(channels),
             nn.ReLU(inplace=True),

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, nn, stack
 
 from candid.models.blocks import AnySize, conv_norm
+from candid.models.fused_layers import Layers
 
 UNITS_PER_STAGE = (4, 8, 4)  # Table 5, stages 2 to 4: one of stride 2, the others of stride 1
 
@@ -38,13 +39,13 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         half = out_channels // 2
         self.is_split = stride == 1
-        self.left = nn.Sequential()
+        self.left = Layers()
         if not self.is_split:
-            self.left.extend(conv_norm(in_channels, in_channels, 3, stride, groups=in_channels))
+            self.left.extend(conv_norm(in_channels, in_channels, 3, stride, depthwise=True))
             self.left.extend(conv_norm(in_channels, half, 1, activation=nn.ReLU))
-        self.right = nn.Sequential(
+        self.right = Layers(
             *conv_norm(half if self.is_split else in_channels, half, 1, activation=nn.ReLU),
-            *conv_norm(half, half, 3, stride, groups=half),
+            *conv_norm(half, half, 3, stride, depthwise=True),
             *conv_norm(half, half, 1, activation=nn.ReLU),
         )
 
@@ -61,7 +62,7 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         channels = 24
         stride = 2 if config.stem == "imagenet" else 1
-        self.stem = nn.Sequential(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU))
+        self.stem = Layers(*conv_norm(in_channels, channels, 3, stride, activation=nn.ReLU))
         if config.stem == "imagenet":
             self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         self.stages = nn.Sequential()
@@ -70,7 +71,7 @@ class ShuffleNetV2(nn.Module):
             stage.extend(ShuffleUnit(out_channels, out_channels, stride=1) for _ in range(num_units - 1))
             self.stages.append(stage)
             channels = out_channels
-        self.last = nn.Sequential(*conv_norm(channels, config.last_channels, 1, activation=nn.ReLU))
+        self.last = Layers(*conv_norm(channels, config.last_channels, 1, activation=nn.ReLU))
         self.head = nn.Linear(config.last_channels, num_classes)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from candid.models.fused_layers import Layers
+
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]  # the base of all of them
 
 
@@ -38,7 +40,7 @@ def recompute_segments(model: nn.Module) -> None:
         if _holds_blocks(child):
             recompute_segments(child)
         elif isinstance(child, nn.Sequential):
-            child.forward = partial(_run_parts, [nn.Sequential(*part) for part in _cut_behind_poolings(child)])
+            child.forward = partial(_run_parts, [Layers(*part) for part in _cut_behind_poolings(child)])
         elif _is_block(child):
             child.forward = partial(_run, child, child.forward)
 
@@ -65,7 +67,7 @@ def _cut_behind_poolings(layers: nn.Sequential) -> Iterator[list[nn.Module]]:
         yield part
 
 
-def _run_parts(parts: list[nn.Sequential], input: Tensor) -> Tensor:
+def _run_parts(parts: list[Layers], input: Tensor) -> Tensor:
     for part in parts:
         input = _run(part, part.forward, input)
     return input
