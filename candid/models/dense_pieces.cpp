@@ -98,10 +98,13 @@ int64_t tile_of(int64_t width) {
 Tensor norm_relu(const Tensor& maps, const Tensor& scale, const Tensor& shift) {
   Tensor out = at::empty(maps.sizes(), maps.options());
   for_type(maps, [&]<typename T>() {
-    const Matrix<T> x(maps), y(out);
-    const auto *s = values_of<T>(scale), *t = values_of<T>(shift);
-    for_tiles(maps.size(0), SHORT_TILE, [&](int64_t, int64_t first, int64_t rows) {
-      for (int64_t r = first; r < first + rows; ++r) norm_relu_row(x.row(r), s, t, y.row(r), x.width);
+    const int64_t pixels = pixels_in_row({maps});
+    const Matrix<T> x(maps, pixels), y(out, pixels);
+    const auto scales = repeated<T>(scale, pixels), shifts = repeated<T>(shift, pixels);
+    for_tiles(maps.size(0) / pixels, SHORT_TILE, [&](int64_t, int64_t first, int64_t rows) {
+      for (int64_t r = first; r < first + rows; ++r) {
+        norm_relu_row(x.row(r), scales.data(), shifts.data(), y.row(r), x.width);
+      }
     });
   });
   return out;
@@ -149,10 +152,13 @@ std::tuple<Tensor, Tensor> norm_sums(const Tensor& gradient, const Tensor& maps,
                                      const Tensor& shift, const Tensor& mean) {
   std::tuple<Tensor, Tensor> found;
   for_type(maps, [&]<typename T>() {
-    const Matrix<T> g(gradient), x(maps);
-    const Norm<T> norm(scale, shift, mean);
+    const int64_t pixels = pixels_in_row({gradient, maps});
+    const Matrix<T> g(gradient, pixels), x(maps, pixels);
+    const auto scales = repeated<T>(scale, pixels), shifts = repeated<T>(shift, pixels);
+    const auto means = repeated<T>(mean, pixels);
+    const Norm<T> norm(scales, shifts, means);
     Sums sums(x.width), products(x.width);
-    for_tiles(maps.size(0), SHORT_TILE, [&](int64_t thread, int64_t first, int64_t rows) {
+    for_tiles(maps.size(0) / pixels, SHORT_TILE, [&](int64_t thread, int64_t first, int64_t rows) {
       std::vector<Real<T>> sum(x.width, 0), product(x.width, 0);
       for (int64_t r = first; r < first + rows; ++r) {
         norm_sums_row(g.row(r), x.row(r), norm, sum.data(), product.data(), x.width);
@@ -160,7 +166,7 @@ std::tuple<Tensor, Tensor> norm_sums(const Tensor& gradient, const Tensor& maps,
       sums.add(thread, sum.data());
       products.add(thread, product.data());
     });
-    found = {sums.total<T>(maps, x.width), products.total<T>(maps, x.width)};
+    found = {sums.total<T>(maps, maps.size(1)), products.total<T>(maps, maps.size(1))};
   });
   return found;
 }

@@ -17,6 +17,7 @@ from torch import Tensor, cat, nn
 
 from candid.models.blocks import draw_he_fan_out
 from candid.models.dense_block import Memory, choose_memory, run_dense_block
+from candid.models.fused_layers import normalise
 from candid.models.whitening import WhiteningConvolution
 
 
@@ -113,7 +114,9 @@ class Transition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         drops = self.dropout.training and self.dropout.p > 0
         if not drops and choose_memory(self.memory, self, x) != "plain":
-            return self.conv(self.pool(self.relu(self.norm(x))))  # averages go through a 1x1 convolution unchanged
+            return self.conv(
+                self.pool(normalise(x, self.norm, self.relu))
+            )  # averages go through a 1x1 convolution unchanged
         return self.pool(self.dropout(self.conv(self.relu(self.norm(x)))))  # [N, theta * C, H / 2, W / 2]
 
 
