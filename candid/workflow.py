@@ -15,7 +15,7 @@ from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_networ
 from candid.comparison import Comparison, compare_runs
 from candid.data.catalog import full_name, open_data_set
 from candid.data.examples import DataSet, Examples
-from candid.data.loading import hold_out, keep_in_memory
+from candid.data.loading import decode_once, hold_out
 from candid.device import choose_device, choose_memory_format
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.evaluation import Evaluation, evaluate_checkpoint
@@ -187,7 +187,7 @@ def evaluate(
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     in_split = open_split(data_set, split, checkpoint.recipe)
-    examples = keep_in_memory(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
+    examples = decode_once(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())

@@ -10,6 +10,7 @@ from typing import Literal
 from candid.data.download import Archive, DownloadError, fetch, sha256_of, wrong_file
 from candid.data.examples import DataSet, Split, StoredExamples
 from candid.data.formats import Reader, read_cifar, read_idx, read_svhn
+from candid.durable import cache_folder
 from candid.errors import DataError, InputError, did_you_mean
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
@@ -231,7 +232,7 @@ def open_entry(entry: CatalogEntry, data_dir: Path | None = None, system_folder:
     roots = [Path(root).expanduser() for root in (data_dir, os.environ.get("CANDID_DATA")) if root]
     places = [entry.shipped_in] if entry.shipped_in else []
     places += [place for root in roots for place in (root / entry.folder, root)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "candid" / entry.folder
+    cache = cache_folder() / entry.folder
     if not entry.sources:
         return _open_pictures(entry, [*places, system_folder / entry.folder, cache])
     paths = _find_archives(entry, places, system_folder / entry.folder, cache)

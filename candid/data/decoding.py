@@ -2,11 +2,13 @@
 
 Whatever the file says, the result is uint8 with 1 (grey) or 3 (RGB) channels: turned upright by its EXIF
 orientation, 16-bit and float grey scaled to 8 bits, palette and CMYK converted, transparency laid over white,
-the first frame of an animation.
+the first frame of an animation. A JPEG that is much larger than what is needed is decoded at a half, a quarter or an
+eighth of its size, which takes a fraction of the time.
 """
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,19 @@ from candid.errors import DataError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """What a file name must end with to be taken for a picture inside a folder."""
 
+VERSION = 1
+"""Of the pixels that come out; to be raised with every change of them."""
+
+Shrinkage = Callable[[int, int], float]
+"""How many times smaller a picture of this height and width, in px and upright, will be made."""
+
+JPEG_SCALES = (8, 4, 2)
+"""How many times smaller a JPEG can be decoded; its blocks have 8 x 8 px."""
+LEAST_SURPLUS = 2
+"""A picture is decoded with at least so many times the sides that it will have, so that the rest is resized well."""
+ORIENTATION_TAG, SWAPPED_ORIENTATIONS = 0x0112, (5, 6, 7, 8)
+"""Where EXIF has the orientation, and those by which height and width change places."""
+
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused from their header, before any pixel is decoded."""
 
@@ -28,17 +43,20 @@ class UnreadablePicture(DataError):
     """One file is not a picture that can be decoded; the text names it and says why."""
 
 
-def decode_file(path: Path, channels: Literal[1, 3]) -> Tensor:
-    """uint8 [channels, H, W] of the picture at `path`; UnreadablePicture says what is wrong with it."""
+def decode_file(path: Path, channels: Literal[1, 3], shrinkage: Shrinkage | None = None) -> Tensor:
+    """uint8 [channels, H, W] of the picture at `path`; UnreadablePicture says what is wrong with it.
+
+    Of a JPEG that `shrinkage` will make much smaller, H and W are those at which it is decoded.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.") from None
-    return decode(data, channels, name=str(path))
+    return decode(data, channels, str(path), shrinkage)
 
 
-def decode(data: bytes, channels: Literal[1, 3], name: str) -> Tensor:
-    """uint8 [channels, H, W] of an encoded picture; `name` is what an error calls it."""
+def decode(data: bytes, channels: Literal[1, 3], name: str, shrinkage: Shrinkage | None = None) -> Tensor:
+    """uint8 [channels, H, W] of an encoded picture, as in `decode_file`; `name` is what an error calls it."""
     if not data:
         raise UnreadablePicture(f"{name} is empty (0 bytes); expected a picture.")
     try:
@@ -46,6 +64,8 @@ def decode(data: bytes, channels: Literal[1, 3], name: str) -> Tensor:
             warnings.simplefilter("ignore")  # Pillow warns about damaged metadata; the pixels decide
             with Image.open(io.BytesIO(data)) as image:
                 _refuse_giants(image, name)
+                if shrinkage is not None:
+                    _reduce_scale(image, shrinkage)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.array(_to_eight_bits(upright).convert("L" if channels == 1 else "RGB"))
@@ -73,6 +93,18 @@ def is_grey(path: Path) -> bool:
 def _refuse_giants(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise UnreadablePicture(_too_large(name))
+
+
+def _reduce_scale(image: Image.Image, shrinkage: Shrinkage) -> None:
+    """Have a JPEG decoded at the smallest scale that leaves it large enough; other formats have only one."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    is_swapped = image.getexif().get(ORIENTATION_TAG) in SWAPPED_ORIENTATIONS
+    height, width = (image.width, image.height) if is_swapped else (image.height, image.width)
+    surplus = shrinkage(height, width) / LEAST_SURPLUS
+    scale = next((scale for scale in JPEG_SCALES if scale <= surplus), None)
+    if scale is not None:
+        image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _too_large(name: str) -> str:

@@ -1,9 +1,9 @@
 """What a data set is once it has been found: class names and splits of examples, opened when asked for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -40,13 +40,21 @@ class FileExamples:
     files: tuple[str, ...]
     labels: Tensor
     """int64 [N], class indices."""
+    sha256: tuple[str, ...] = ()
+    """Of each file's bytes, where it is known; else empty."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, indices: Tensor) -> "FileExamples":
+    def select(self, indices: Tensor) -> Self:
         """The examples at `indices` [M], in that order."""
-        return FileExamples(self.root, tuple(self.files[index] for index in indices.tolist()), self.labels[indices])
+        chosen = indices.tolist()
+        return replace(
+            self,
+            files=tuple(self.files[index] for index in chosen),
+            labels=self.labels[indices],
+            sha256=tuple(self.sha256[index] for index in chosen if self.sha256),
+        )
 
 
 Examples = StoredExamples | FileExamples

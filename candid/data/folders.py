@@ -4,10 +4,8 @@ DIR/<class>/* is split by content (see `split_by_content`); DIR/train/<class>/* 
 DIR/test where they exist.
 """
 
-import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ import torch
 
 from candid.data.decoding import SUFFIXES, is_grey
 from candid.data.examples import DataSet, FileExamples, Split, pick_evenly
+from candid.data.hashing import hash_files
 from candid.errors import DataError
 
 SPLIT_NAMES: dict[str, Split] = {
@@ -45,15 +44,16 @@ def open_folder(folder: Path) -> DataSet:
     if "train" in split_folders:
         splits: Splits = {split: _list_classes(folder, path) for split, path in split_folders.items()}
         _refuse_class_missing_in_a_split(folder, splits)
+        digests: Mapping[str, str] = {}  # to take the folders as they are, no file need be read
     else:
-        splits = split_by_content(folder, _list_classes(folder, folder))
+        splits, digests = split_by_content(folder, _list_classes(folder, folder))
     class_names = sorted(splits["train"])
     if len(class_names) < 2:
         raise DataError(
             f"{folder} has one class, {class_names[0]!r}; expected at least two, each in a folder of its own."
         )
     examples: dict[Split, FileExamples] = {
-        split: _label(folder, classes, class_names) for split, classes in splits.items()
+        split: _label(folder, classes, class_names, digests) for split, classes in splits.items()
     }
     return DataSet(
         name=str(folder),
@@ -64,18 +64,17 @@ def open_folder(folder: Path) -> DataSet:
     )
 
 
-def split_by_content(folder: Path, classes: Classes) -> Splits:
-    """Each class's files by split, decided by the SHA-256 of each file's bytes.
+def split_by_content(folder: Path, classes: Classes) -> tuple[Splits, dict[str, str]]:
+    """Each class's files by split, decided by the SHA-256 of each file's bytes, and that of each file.
 
     A tenth goes to test and a tenth to validation. A picture stays where it is when others are added, and
     copies of a picture share a split. Only a class so small that chance gives it no test or validation
     picture lends its lowest-ranking ones, so that every split has every class.
     """
     splits: Splits = {"train": {}, "validation": {}, "test": {}}
+    digests = _digest(folder, [file for files in classes.values() for file in files])
     for class_name, files in classes.items():
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest, (folder / file for file in files)))
-        ranks = sorted(set(digests))
+        ranks = sorted({digests[file] for file in files})
         if len(ranks) < 3:
             raise DataError(
                 f"Class {class_name!r} of {folder} has {len(ranks)} different pictures; expected at least 3, "
@@ -87,10 +86,8 @@ def split_by_content(folder: Path, classes: Classes) -> Splits:
         held_out: dict[str, Split] = dict.fromkeys(ranks[:num_held_out], "validation")
         held_out |= dict.fromkeys(ranks[:num_test], "test")
         for split in splits:
-            splits[split][class_name] = [
-                file for file, digest in zip(files, digests, strict=True) if held_out.get(digest, "train") == split
-            ]
-    return splits
+            splits[split][class_name] = [file for file in files if held_out.get(digests[file], "train") == split]
+    return splits, digests
 
 
 def list_pictures(folder: Path) -> list[str]:
@@ -144,9 +141,10 @@ def _refuse_class_missing_in_a_split(folder: Path, splits: Splits) -> None:
             )
 
 
-def _label(folder: Path, classes: Classes, class_names: Sequence[str]) -> FileExamples:
-    files = [(file, label) for label, name in enumerate(class_names) for file in classes[name]]
-    return FileExamples(folder, tuple(file for file, _ in files), torch.tensor([label for _, label in files]))
+def _label(folder: Path, classes: Classes, class_names: Sequence[str], digests: Mapping[str, str]) -> FileExamples:
+    files = tuple(file for name in class_names for file in classes[name])
+    labels = torch.tensor([label for label, name in enumerate(class_names) for _ in classes[name]])
+    return FileExamples(folder, files, labels, tuple(digests[file] for file in files if digests))
 
 
 def _find_channels(examples: FileExamples) -> Literal[1, 3]:
@@ -154,12 +152,12 @@ def _find_channels(examples: FileExamples) -> Literal[1, 3]:
     return 1 if all(is_grey(examples.root / file) for file in pick_evenly(examples, 100).files) else 3
 
 
-def _digest(path: Path) -> str:
+def _digest(folder: Path, files: Sequence[str]) -> dict[str, str]:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return dict(zip(files, hash_files(folder, files), strict=True))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}; expected a picture. Make it readable, or remove it."
+            f"{error.filename} cannot be read: {error.strerror}; expected a picture. Make it readable, or remove it."
         ) from None
 
 

@@ -1,29 +1,28 @@
-"""A data set and a recipe become batches: from one uint8 tensor in memory, or streamed from disk by workers.
+"""A data set and a recipe become batches: from one uint8 tensor in memory, from the cache, or streamed by workers.
 
-Both ways give the same pixels for the same example. Validation and test pictures come without randomness, in
+All ways give the same pixels for the same example. Validation and test pictures come without randomness, in
 the data set's order; training pictures in an order, and with variations, that depend on the seed alone.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.utils.data import DataLoader, Dataset
 
 from candid.data import workers
+from candid.data.ahead import make_ahead
 from candid.data.augmentation import Augmenter, cut_resized_windows, cut_windows
-from candid.data.decoding import UnreadablePicture, decode_file
+from candid.data.decoding import UnreadablePicture
 from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, pick_evenly, stratified_holdout
+from candid.data.picture_cache import CachedExamples, open_cached
 from candid.data.preprocessing import Preprocessing
-from candid.errors import DataError, InputError
+from candid.data.reading import decode_all, read_square, read_window, refuse_unreadable
+from candid.errors import InputError
 from candid.randomness import shuffled
 from candid.recipe import Recipe
 
@@ -64,28 +63,36 @@ def open_training_data(data_set: DataSet, recipe: Recipe) -> TrainingData:
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
     )
-    train = keep_in_memory(train, neutral, recipe.data.in_memory)
+    may_cache = not recipe.augmentation.random_resized_crop  # which cuts from the whole picture, unless that is small
+    train = decode_once(train, neutral, recipe.data.in_memory, may_cache=may_cache)
     if data_set.mean is not None and data_set.std is not None and channels == data_set.channels:
         mean, std = data_set.mean, data_set.std
     else:
         mean, std = channel_statistics(train, neutral)
     return TrainingData(
         train=train,
-        validation=None if validation is None else keep_in_memory(validation, neutral, recipe.data.in_memory),
+        validation=None if validation is None else decode_once(validation, neutral, recipe.data.in_memory),
         preprocessing=neutral.model_copy(update={"mean": mean, "std": std}),
     )
 
 
-def keep_in_memory(examples: Examples, preprocessing: Preprocessing, wanted: bool | None = None) -> Examples:
-    """The examples decoded and squared into one tensor if so wanted; else as they are.
+def decode_once(
+    examples: Examples, preprocessing: Preprocessing, in_memory: bool | None = None, *, may_cache: bool = True
+) -> Examples:
+    """The examples decoded and squared: in one tensor if so wanted, else in the cache; as they are where neither is.
 
-    None wants it where they are small enough. What is in memory from the start stays there.
+    None wants them in memory where they are small enough. What is in memory from the start stays there. The cache
+    serves those in memory too; `may_cache` is about the others.
     """
     if isinstance(examples, StoredExamples):
         return StoredExamples(_with_channels(examples.images, preprocessing.channels), examples.labels, examples.files)
-    if wanted is None:
-        wanted = fits_in_memory(len(examples), preprocessing.channels, preprocessing.image_size)
-    return StoredExamples(decode_all(examples, preprocessing), examples.labels, examples.files) if wanted else examples
+    if in_memory is None:
+        in_memory = fits_in_memory(len(examples), preprocessing.channels, preprocessing.image_size)
+    cached = open_cached(examples, preprocessing) if in_memory or may_cache else None
+    if not in_memory:
+        return examples if cached is None else cached
+    pictures = decode_all(examples, preprocessing) if cached is None else cached.read(torch.arange(len(cached)))
+    return StoredExamples(pictures, examples.labels, examples.files)
 
 
 def fits_in_memory(num_pictures: int, channels: int, side_px: int) -> bool:
@@ -93,53 +100,16 @@ def fits_in_memory(num_pictures: int, channels: int, side_px: int) -> bool:
     return side_px <= MAX_SIDE_IN_MEMORY_PX and num_pictures * channels * side_px**2 <= MAX_BYTES_IN_MEMORY
 
 
-def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
-    """All pictures, squared, uint8 [N, C, image_size, image_size]; DataError lists those that are unreadable."""
-    side = preprocessing.image_size
-    pictures = torch.empty(len(examples), preprocessing.channels, side, side, dtype=torch.uint8)
-
-    def read(position: int) -> str | None:
-        try:
-            pictures[position] = read_square(examples.root / examples.files[position], preprocessing)
-        except UnreadablePicture as error:
-            return str(error)
-        return None
-
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(_num_workers() or 1) as pool:
-        outcomes = pool.map(read, range(len(examples)))
-        shown = track(
-            outcomes,
-            f"Reading {len(examples):,} pictures",
-            total=len(examples),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        refuse_unreadable([problem for problem in shown if problem is not None])
-    return pictures
-
-
-def refuse_unreadable(problems: Sequence[str]) -> None:
-    """Raise one DataError that lists the unreadable pictures, if there are any."""
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        number = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
-        raise DataError(f"{number} cannot be used; expected whole pictures, so replace or remove:\n{shown}{more}")
-
-
-def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """One picture file as uint8 [C, image_size, image_size], the same in training and in prediction."""
-    return preprocessing.make_square(decode_file(path, preprocessing.channels))
-
-
 def channel_statistics(examples: Examples, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1], over pictures spread evenly over the examples."""
     sample = pick_evenly(examples, NUM_PICTURES_FOR_STATISTICS)
-    if isinstance(sample, FileExamples):
-        sample = StoredExamples(decode_all(sample, preprocessing), sample.labels, sample.files)
-    values = sample.images.double().transpose(0, 1).flatten(1) / 255  # [C, N * H * W]
+    if isinstance(sample, StoredExamples):
+        images = sample.images
+    elif isinstance(sample, CachedExamples):
+        images = sample.read(torch.arange(len(sample)))
+    else:
+        images = decode_all(sample, preprocessing)
+    values = images.double().transpose(0, 1).flatten(1) / 255  # [C, N * H * W]
     std = values.std(dim=1).clamp(min=1 / 255)  # blank pictures must not divide by zero
     return tuple(values.mean(dim=1).tolist()), tuple(std.tolist())
 
@@ -152,8 +122,12 @@ class TrainingBatches:
         self._recipe, self._preprocessing, self._device = recipe, data.preprocessing, device
         self._num_classes = num_classes
         self._labels = data.train.labels
+        self.waited_s = 0.0
+        """How long whoever learns from the batches has waited for them, over all epochs so far."""
         if isinstance(data.train, StoredExamples):
             self._pixels = StoredPixels(data.train, data.preprocessing, recipe, device)
+        elif isinstance(data.train, CachedExamples):
+            self._pixels = CachedPixels(data.train)
         else:
             self._pixels = StreamedPixels(data.train, data.preprocessing, recipe.data.workers)
 
@@ -167,11 +141,15 @@ class TrainingBatches:
         """Batches of one epoch."""
         return len(cut_epoch(torch.arange(self.num_examples), self._recipe.training.batch_size))
 
-    def epoch(self, epoch: int, first: int = 0, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0, rank: int = 0, num_ranks: int = 1) -> Generator[Batch]:
         """The batches of `epoch` = 0, 1, ... from number `first` on, each example once; of each batch a rank's part.
 
-        Neither `first` nor the ranks change what is drawn for an example.
+        Neither `first` nor the ranks change what is drawn for an example. Each batch is made while the one before is
+        learnt from.
         """
+        return make_ahead(self._make(epoch, first, rank, num_ranks), self._note_wait)
+
+    def _make(self, epoch: int, first: int, rank: int, num_ranks: int) -> Generator[Batch]:
         seed = self._recipe.seed
         augmenter = Augmenter(self._recipe.augmentation, seed, epoch, self.num_examples)
         order = shuffled(self.num_examples, seed, "order", epoch)
@@ -183,13 +161,15 @@ class TrainingBatches:
         windows, batches = windows[rank::num_ranks][first:], batches[first:]
         pictures_of_windows = self._pixels.training(windows, augmenter)
         for indices, batch, pictures in zip(windows, batches, pictures_of_windows, strict=True):
-            inputs = self._preprocessing.normalise(pictures.to(self._device, non_blocking=True))
+            inputs = self._preprocessing.normalise(move(pictures, self._device))
             inputs = augmenter.erase(inputs, indices)
-            targets = one_hot(self._labels[indices], self._num_classes).float()
-            targets = targets.to(self._device, non_blocking=True)
+            targets = move(one_hot(self._labels[indices], self._num_classes).float(), self._device)
             if augmenter.mixes:
                 inputs, targets = augmenter.mix(inputs, targets, indices)
             yield Batch(inputs, targets, batch)
+
+    def _note_wait(self, seconds: float) -> None:
+        self.waited_s += seconds
 
 
 class EvaluationBatches:
@@ -205,18 +185,34 @@ class EvaluationBatches:
         """Nothing is read before the first batch is asked for."""
         self.examples = examples
         self._preprocessing, self._device, self._batch_size = preprocessing, device, batch_size
+        self.waited_s = 0.0
+        """How long whoever evaluates them has waited for them."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `batch_size`, the last one shorter."""
+    def __iter__(self) -> Generator[tuple[Tensor, Tensor]]:
+        """Batches of `batch_size`, the last one shorter, each made while the one before is evaluated."""
+        return make_ahead(self._make(), self._note_wait)
+
+    def _make(self) -> Generator[tuple[Tensor, Tensor]]:
         windows = list(torch.arange(len(self.examples)).split(self._batch_size))
-        if isinstance(self.examples, StoredExamples):
-            stored = self.examples
-            pictures = (self._preprocessing.make_square(stored.images[window]) for window in windows)
+        examples = self.examples
+        if isinstance(examples, StoredExamples):
+            pictures = (self._preprocessing.make_square(examples.images[window]) for window in windows)
+        elif isinstance(examples, CachedExamples):
+            pictures = map(examples.read, windows)
         else:
-            pictures = StreamedPixels(self.examples, self._preprocessing).evaluation(windows)
+            pictures = StreamedPixels(examples, self._preprocessing).evaluation(windows)
         for indices, batch in zip(windows, pictures, strict=True):
-            inputs = self._preprocessing.normalise(batch.to(self._device, non_blocking=True))
-            yield inputs, self.examples.labels[indices].to(self._device)
+            yield self._preprocessing.normalise(move(batch, self._device)), move(examples.labels[indices], self._device)
+
+    def _note_wait(self, seconds: float) -> None:
+        self.waited_s += seconds
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; a GPU fetches it while others go on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class StoredPixels:
@@ -247,6 +243,19 @@ class StoredPixels:
             yield augmenter.vary(pictures, indices)
 
 
+class CachedPixels:
+    """Training pictures read from the cache."""
+
+    def __init__(self, examples: CachedExamples) -> None:
+        """Nothing is read before the first batch is asked for."""
+        self._examples = examples
+
+    def training(self, windows: Sequence[Tensor], augmenter: Augmenter) -> Iterator[Tensor]:
+        """Varied pictures uint8 [N, C, side, side] for each window of indices."""
+        for indices in windows:
+            yield augmenter.vary(cut_squares(self._examples.read(indices), indices, augmenter), indices)
+
+
 class StreamedPixels:
     """Pictures decoded from disk by worker processes, batch by batch."""
 
@@ -272,6 +281,7 @@ class StreamedPixels:
             pin_memory=torch.cuda.is_available(),
             timeout=workers.CHECK_S if num_workers else 0,
             worker_init_fn=workers.leave_signals_to_the_parent,
+            generator=torch.Generator(),  # or it would take a number of those that layers draw from
         )
         for batch in workers.watch(loader):
             if isinstance(batch, list):  # the texts of errors: an exception would lose its own on the way
@@ -298,16 +308,13 @@ class _Pictures(Dataset[Tensor | list[str]]):
 
     def _read(self, index: Tensor) -> Tensor:
         """One picture, uint8 [1, C, side, side]."""
-        path = self._examples.root / self._examples.files[int(index)]
-        decoded = decode_file(path, self._preprocessing.channels)[None]
+        path, indices = self._examples.root / self._examples.files[int(index)], index.view(1)
         if self._augmenter is None:
-            return self._preprocessing.make_square(decoded)
-        indices = index.view(1)
+            return read_square(path, self._preprocessing)[None]
         if self._augmenter.settings.random_resized_crop:
-            decoded = _cut_at_full_resolution(decoded, self._augmenter.resized_crop_windows(indices)[0])
-            squash = self._preprocessing.model_copy(update={"fit": "squash"})
-            return self._augmenter.vary(squash.make_square(decoded), indices)
-        squared = cut_squares(self._preprocessing.make_square(decoded), indices, self._augmenter)
+            window = self._augmenter.resized_crop_windows(indices)[0]
+            return self._augmenter.vary(read_window(path, window, self._preprocessing)[None], indices)
+        squared = cut_squares(read_square(path, self._preprocessing)[None], indices, self._augmenter)
         return self._augmenter.vary(squared, indices)
 
 
@@ -333,15 +340,6 @@ def cut_epoch(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def _cut_at_full_resolution(picture: Tensor, window: Tensor) -> Tensor:
-    """The window (top, left, height, width as shares) of a picture [1, C, H, W], before any resizing."""
-    height, width = picture.shape[-2:]
-    top, left, window_height, window_width = window.tolist()
-    rows, columns = max(1, round(window_height * height)), max(1, round(window_width * width))
-    top, left = min(round(top * height), height - rows), min(round(left * width), width - columns)
-    return picture[..., top : top + rows, left : left + columns]
 
 
 def hold_out(data_set: DataSet, recipe: Recipe) -> tuple[Examples, Examples | None]:

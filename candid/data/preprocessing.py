@@ -36,9 +36,13 @@ class Preprocessing(BaseModel):
             return pixels
         if self.fit == "squash" or height == width:
             return _resize(pixels, side, side)
-        scale = side / (min if self.fit == "crop" else max)(height, width)
-        resized = _resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+        shrinkage = self.shrinkage(height, width)
+        resized = _resize(pixels, max(1, round(height / shrinkage)), max(1, round(width / shrinkage)))
         return transforms.center_crop(resized, [side, side])  # pads with 0 where the picture is smaller
+
+    def shrinkage(self, height: float, width: float) -> float:
+        """How many times smaller `make_square` makes a picture of this size in px; where it distorts, the less."""
+        return (max if self.fit == "pad" else min)(height, width) / self.image_size
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """float32 [N, C, H, W] in channels-last memory of uint8 [N, C, H, W]: mean removed, divided by std."""

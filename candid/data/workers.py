@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
+from candid.data.ahead import is_abandoned
 from candid.errors import DataError
 
 T = TypeVar("T")
@@ -44,13 +45,13 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _fetch(batches: Iterator[T], workers: Sequence[BaseProcess]) -> T | None:
-    """The next batch; None after the last."""
+    """The next batch; None after the last, and where nobody waits for it any more."""
     began_at_s = time.monotonic()
     watchdog = threading.Timer(TIMEOUT_S, _kill, [workers])  # ends any waiting for a worker that is stopped
     watchdog.start()
     codes: list[int] = []
     try:
-        while not codes:
+        while not codes and not is_abandoned():
             try:
                 return next(batches, None)
             except (RuntimeError, OSError, EOFError) as error:
@@ -59,6 +60,8 @@ def _fetch(batches: Iterator[T], workers: Sequence[BaseProcess]) -> T | None:
                 codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
     finally:
         watchdog.cancel()
+    if not codes:
+        return None
     raise DataError(_explain(codes[0], time.monotonic() - began_at_s))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from candid.checkpoint import RunFolder
 from candid.data.examples import DataSet, Examples
-from candid.data.loading import keep_in_memory
+from candid.data.loading import decode_once
 from candid.device import peak_memory_mib
 from candid.durable import write_file
 from candid.evaluation import evaluate_checkpoint
@@ -44,7 +44,7 @@ def finish_run(
     }
     provenance: dict[str, object] = {"checkpoint": chosen.name, "data": chosen.recipe.data.name}
     if "test" in data_set.openers:
-        examples = keep_in_memory(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
+        examples = decode_once(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
         test = evaluate_checkpoint(chosen, examples, "test", device)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())

@@ -21,7 +21,14 @@ from candid.training.planning import Plan, make_plan, predict_within_budget
 from candid.training.progress import Reporter
 from candid.training.ranks import Ranks, joined
 from candid.training.session import Session
-from candid.training.setup import describe_changes, describe_environment, load_start, resolve_recipe, use_settings
+from candid.training.setup import (
+    are_those,
+    describe_changes,
+    describe_environment,
+    load_start,
+    resolve_recipe,
+    use_settings,
+)
 from candid.training.stopping import Stop, stop_for
 from candid.training.stopwatch import with_settings
 from candid.training.tuning import Effort, Tuning, choose_workers
@@ -125,7 +132,7 @@ def resume_run(
         data = open_training_data(data_set, recipe)
         use_settings(recipe, chosen_device)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number)
-        if environment["training_data_sha256"] != run.environment.get("training_data_sha256"):
+        if not are_those(data.train, run.environment.get("training_data_sha256")):
             raise DataError(
                 f"The training pictures of {data_set.name} are not those that {out} began with; expected the same "
                 "ones. Bring them back, or train a new run with another --out."

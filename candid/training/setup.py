@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch.utils import deterministic
 
 from candid.checkpoint import RunFolder, build_network
 from candid.data.catalog import full_name
-from candid.data.examples import DataSet, Examples, StoredExamples
+from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples
+from candid.data.hashing import hash_files
 from candid.device import (
     choose_memory_format,
     choose_precision,
@@ -171,15 +172,39 @@ def _what_bits_depend_on(environment: Mapping[str, Any]) -> dict[str, object]:
 
 
 def hash_examples(examples: Examples) -> str:
-    """SHA-256 over what is trained on: names, labels, and pixels or, of pictures that stay on disk, file sizes."""
+    """SHA-256 over what is trained on: names, labels, and pixels or, of pictures that stay on disk, their files.
+
+    Of these, it goes by the SHA-256 of each where it is known, else by their sizes.
+    """
+    if isinstance(examples, StoredExamples):
+        return _hash_parts(examples, examples.images.contiguous().numpy().data)
+    return _hash_parts(examples, _lines(examples.sha256)) if examples.sha256 else _hash_sizes(examples)
+
+
+def are_those(examples: Examples, sha256: object) -> bool:
+    """Whether examples are those of which `hash_examples` once gave this; more or less may have been known then."""
+    if sha256 == hash_examples(examples):
+        return True
+    if isinstance(examples, StoredExamples):
+        return False
+    if sha256 == _hash_sizes(examples):
+        return True
+    return not examples.sha256 and sha256 == _hash_parts(examples, _lines(hash_files(examples.root, examples.files)))
+
+
+def _hash_sizes(examples: FileExamples) -> str:
+    return _hash_parts(examples, _lines((examples.root / file).stat().st_size for file in examples.files))
+
+
+def _hash_parts(examples: Examples, pictures: bytes | memoryview) -> str:
     digest = hashlib.sha256("\n".join(examples.files).encode())
     digest.update(examples.labels.numpy().data)
-    if isinstance(examples, StoredExamples):
-        digest.update(examples.images.contiguous().numpy().data)
-    else:
-        for file in examples.files:
-            digest.update(f"{(examples.root / file).stat().st_size}\n".encode())
+    digest.update(pictures)
     return digest.hexdigest()
+
+
+def _lines(values: Iterable[object]) -> bytes:
+    return "".join(f"{value}\n" for value in values).encode()
 
 
 def _absolute(source: str) -> str:

@@ -9,6 +9,7 @@ from candid.data.catalog import open_data_set
 from candid.data.decoding import decode_file
 from candid.data.examples import DataSet, FileExamples, StoredExamples, stratified_holdout
 from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData, cut_epoch, open_training_data
+from candid.data.reading import decode_all
 from candid.errors import DataError, InputError
 from candid.recipe import Recipe
 from candid.training.setup import resolve_recipe
@@ -148,7 +149,7 @@ def test_unreadable_pictures_are_listed_and_stop_the_run(tmp_path: Path):
     files = FileExamples(folder, ("circle/03.png", "cross/05.png", "cross/06.png"), torch.tensor([0, 1, 1]))
     data, recipe = opened(make_pictures(tmp_path / "good"))
     with pytest.raises(DataError) as caught:
-        loading.decode_all(files, data.preprocessing)
+        decode_all(files, data.preprocessing)
     assert str(caught.value) == text
     with pytest.raises(DataError) as caught:  # from a worker process, too
         list(TrainingBatches(TrainingData(files, None, data.preprocessing), recipe, 3, CPU).epoch(0))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from candid.checkpoint import RunFolder
 from candid.comparison import compare_runs
-from candid.data import loading, workers
+from candid.data import loading, picture_cache, workers
 from candid.errors import DataError
 from candid.recipe import Recipe
 from candid.training import session
@@ -50,7 +50,8 @@ class Broken(Dataset[int]):
 
 def streaming(target: Callable[..., None], *arguments: object) -> None:
     """In a process of its own: call `target` where two workers stream even small pictures."""
-    loading.MAX_SIDE_IN_MEMORY_PX, loading._num_workers, workers.TIMEOUT_S = 0, lambda: 2, TIMEOUT_S
+    loading.MAX_SIDE_IN_MEMORY_PX, picture_cache.MAX_BYTES = 0, 0
+    loading._num_workers, workers.TIMEOUT_S = lambda: 2, TIMEOUT_S
     target(*arguments)
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 import candid
 from candid.checkpoint import RunFolder
 from candid.comparison import TIME_COLUMNS
-from candid.data import loading
+from candid.data import loading, picture_cache
 from candid.recipe import Recipe
 from candid.training import session as session_module
 from candid.training.progress import Reporter
@@ -160,6 +160,7 @@ def test_an_end_between_two_steps_changes_nothing(
 
 def stream_with(workers: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loading, "MAX_SIDE_IN_MEMORY_PX", 0)
+    patch.setattr(picture_cache, "MAX_BYTES", 0)
     patch.setattr(loading, "_num_workers", lambda: workers)
 
 
