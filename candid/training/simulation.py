@@ -158,7 +158,8 @@ def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int, evaluation: tupl
     images = images.contiguous(memory_format=torch.channels_last)
     pixels = torch.empty(images.shape, dtype=torch.uint8, device=trainer.device)
     batch = Batch(images, torch.empty(NUM_IMAGES, num_classes, device=trainer.device), torch.arange(NUM_IMAGES))
-    ledger.label("batch", (images, pixels, batch.targets))
+    made_ahead = torch.empty_like(images), torch.empty_like(pixels), torch.empty_like(batch.targets)
+    ledger.label("batch", (images, pixels, batch.targets, *made_ahead))
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(ledger.label_gradient)
     with ledger.watched() as training, ledger.saved_tensors():

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,19 @@ from conftest import NO_PICTURE
 from PIL import Image
 
 from candid.data.decoding import MAX_PIXELS, UnreadablePicture, decode, decode_file, is_grey
+
+ORIENTATIONS: dict[
+    int, Callable[[np.ndarray], np.ndarray]
+] = {  # how a camera held like this stores the upright picture
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, -1),
+}
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -29,17 +43,7 @@ def test_pixels_of_a_lossless_picture_arrive_unchanged():
 def test_exif_orientation_is_obeyed(orientation: int):
     upright = np.zeros((4, 6, 3), dtype=np.uint8)
     upright[0, 0] = 255  # the white corner belongs to the top left
-    undo = {  # how a camera held like this stores the upright picture
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
-        8: lambda a: np.rot90(a, -1),
-    }
-    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    stored = Image.fromarray(np.ascontiguousarray(ORIENTATIONS[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
     decoded = decode(encoded(stored, exif=exif), 3, "a.png")
