@@ -54,6 +54,15 @@ data set with transforms of PIL pictures in a DataLoader, whose workers are star
 """,
     ),
     Section(
+        "benchmarks.folder",
+        "A folder of JPEGs",
+        """
+Pictures of coarse noise, with nothing that trains on them, against torchvision's ImageFolder, whose workers are started
+before anything is timed. The first opening decodes all and keeps what it decoded in the cache, the second finds it
+there. "waits" is the share of candid's own loop, on pictures in memory, in which it waits for a batch.
+""",
+    ),
+    Section(
         "benchmarks.training",
         "Training against the usual script",
         """

@@ -4,14 +4,12 @@ Run: python -m benchmarks.training
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.automatic import Epoch, as_data, automatic_epoch, automatic_recipe, describe
 from benchmarks.measuring import describe_machine, fastest
 from benchmarks.usual import random_cifar, usual_loader, usual_script
 from benchmarks.usual_networks import USUAL
-from candid.data.loading import Batch
 
 BATCH_SIZE, ROUNDS = 128, 2
 LONGEST_WAIT_PERCENT = 3
@@ -63,21 +61,9 @@ def measure(work: Work) -> None:
 
 def waiting_percent(epoch: Epoch) -> float:
     """The share of an epoch that passes while its loop waits for a batch."""
-    waits_s: list[float] = []
-    started_at_s = time.perf_counter()
-    epoch.train(watch(epoch.batches.epoch(0), waits_s))
-    return 100 * sum(waits_s) / (time.perf_counter() - started_at_s)
-
-
-def watch(batches: Iterator[Batch], waits_s: list[float]) -> Iterator[Batch]:
-    """The batches; each one's time of waiting is added to `waits_s`."""
-    while True:
-        started_at_s = time.perf_counter()
-        batch = next(batches, None)
-        waits_s.append(time.perf_counter() - started_at_s)
-        if batch is None:
-            return
-        yield batch
+    waited_before_s, began_at_s = epoch.batches.waited_s, time.perf_counter()
+    epoch()
+    return 100 * (epoch.batches.waited_s - waited_before_s) / (time.perf_counter() - began_at_s)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,19 @@ class CIFAR10InMemory(datasets.CIFAR10):
         self.data = images.permute(0, 2, 3, 1).numpy()
         self.targets = labels.tolist()
         self.target_transform = None
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
+        self.transform = usual_transforms()
+
+
+def usual_transforms() -> transforms.Compose:
+    """Pad-and-crop, mirror and normalisation of a PIL picture of 32x32."""
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
 
 
 def usual_loader(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -1,6 +1,5 @@
 """What many tests share: small pictures, a small run. The network is closed but for this machine itself."""
 
-import atexit
 import io
 import os
 import shutil
@@ -32,10 +31,14 @@ def leave_the_users_cache_alone() -> None:
     for library in cache_folder().glob("*_pieces-*.so"):
         (folder / library.name).symlink_to(library)
     os.environ["XDG_CACHE_HOME"] = str(folder.parent)
-    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
 
 
 leave_the_users_cache_alone()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
 
 CLASSES = ("circle", "cross", "stripes")
 NO_PICTURE = "no format that candid reads; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."

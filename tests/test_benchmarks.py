@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpointing, scaling, speed, timm_epoch, training, zoo
+from benchmarks import checkpointing, folder, scaling, speed, timm_epoch, training, zoo
 from benchmarks.measuring import fastest
 from benchmarks.scaling import Panel, Point
 from benchmarks.training import Work
@@ -20,14 +20,16 @@ SETTINGS = r"\((fp32|bf16), channels-last\)"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (checkpointing, scaling, speed, timm_epoch, training, zoo):
+    for module in (checkpointing, folder, scaling, speed, timm_epoch, training, zoo):
         monkeypatch.setattr(module, "ROUNDS", 1)
-    for module in (checkpointing, training, timm_epoch):
+    for module in (checkpointing, folder, training, timm_epoch):
         monkeypatch.setattr(module, "BATCH_SIZE", 8)
     for name, value in {"MODEL": "resnet20-cifar", "STEPS": 2, "STEPS_BETWEEN_SAVES": 1}.items():
         monkeypatch.setattr(checkpointing, name, value)
     monkeypatch.setattr(checkpointing, "CHECKPOINT_BYTES", 2_000_000)
-    monkeypatch.setattr(timm_epoch, "NUM_PICTURES", 20)
+    for module in (folder, timm_epoch):
+        monkeypatch.setattr(module, "NUM_PICTURES", 20)
+    monkeypatch.setattr(folder, "WAITS", (("lenet-relu", 8, 2),))
     monkeypatch.setattr(training, "WORK", (Work("ghostnet-1.0", 1.6, 2),))
     monkeypatch.setattr(zoo, "MULTIPLY_ADDS", 0.3e9)
     monkeypatch.setattr(zoo, "SMALLEST_BATCH", 4)
@@ -87,6 +89,20 @@ def test_an_epoch_of_timm(capsys: pytest.CaptureFixture[str]):
     assert re.fullmatch(
         rf"  ghostnet-1.0 +timm +\d+\.\d\d s \(fp32\)   candid +\d+\.\d\d s {SETTINGS} +\d+\.\d\dx, bar 1.3x", line
     )
+
+
+def test_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # which it changes
+    folder.main()
+    *opened, memory, cache, usual, waits = lines_after_machine(capsys)
+    assert [re.sub(r" +\d+\.\d\d s$", "", line) for line in opened] == [
+        "  candid, opened for the first time: decoded, and kept",
+        "  candid, opened again: read from the cache",
+    ]
+    assert re.fullmatch(r"  an epoch: candid, in memory +\d+\.\d\d s +\d+\.\dx, bar 10x", memory)
+    assert re.fullmatch(r"  an epoch: candid, from the cache .* \d+\.\d\d s +\d+\.\dx, bar 10x", cache)
+    assert re.fullmatch(r"  an epoch: torchvision ImageFolder, 2 workers +\d+\.\d\d s", usual)
+    assert re.fullmatch(r"  lenet-relu +batch +8   waits +\d+\.\d % of a step for data, bar 3 %", waits)
 
 
 def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

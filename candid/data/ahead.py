@@ -60,11 +60,14 @@ class _Maker(threading.Thread, Generic[T]):
         self._items = items
         self._wishes: SimpleQueue[bool] = SimpleQueue()
         self._made: SimpleQueue[T | _Problem | None] = SimpleQueue()
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.start()
 
     def run(self) -> None:
         """Make what is asked for."""
         use_one_core()
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)  # or pinned memory would take room on the first GPU
         while self._wishes.get():
             try:
                 self._made.put(next(self._items, None))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Self
@@ -37,8 +37,8 @@ MAX_BYTES = 32 * 2**30
 """Of all chunks; two sets of 100,000 pictures at 224 px find room. Those that were not used for longest have to go."""
 SPARE_BYTES = 2 * 2**30
 """What a build leaves free on the disk, for checkpoints and everything else."""
-CHUNK_PICTURES, CHUNK_BYTES = 1024, 16 * 2**20
-"""The most that a chunk holds: it is decoded and written as a whole."""
+CHUNK_PICTURES, CHUNK_BYTES = 1024, 8 * 2**20
+"""The most that a chunk holds. While one is decoded, the one before is written, and that is all that memory holds."""
 CRC_BYTES = 4
 
 
@@ -66,9 +66,9 @@ class Chunk:
         if hash_files(root, self.files) != list(self.sha256):
             return
         rows = pictures.flatten(1).numpy()
-        sums = np.array([crc32(row) for row in rows], dtype="<u4").view(np.uint8).reshape(-1, CRC_BYTES)
+        records = ((row.data, crc32(row).to_bytes(CRC_BYTES, "little")) for row in rows)
         own = self.path.with_name(f"{self.path.name}-{os.getpid()}")  # others may be writing the same chunk
-        write_file(own, np.hstack([rows, sums]).tobytes())
+        write_file(own, chain.from_iterable(records))
         own.replace(self.path)
 
     def read(self, wanted: Sequence[int], row_bytes: int) -> list[memoryview] | None:

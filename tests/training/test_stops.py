@@ -12,7 +12,6 @@ from processes import command, has_children_left, outcome, start, train_or_resum
 
 from candid.checkpoint import RunFolder
 from candid.comparison import compare_runs
-from candid.data import loading
 from candid.recipe import Recipe
 from candid.training import saving, session
 
@@ -75,7 +74,11 @@ def recipe_file(recipe: Recipe, folder: Path) -> str:
     return str(folder / "recipe.toml")
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["in memory", "2 workers"])
+IN_MEMORY = {"augmentation__crop_padding": 2}
+STREAMED = {"augmentation__random_resized_crop": 0.5, "data__in_memory": False}
+
+
+@pytest.fixture(scope="module", params=[IN_MEMORY, STREAMED], ids=["in memory", "2 workers"])
 def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
     """A recipe whose pictures lie in memory, or are streamed by two workers, and its uninterrupted run."""
     folder = tmp_path_factory.mktemp("stops")
@@ -83,9 +86,9 @@ def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         make_pictures(folder / "pictures"),
         training__epochs=3,
         training__micro_batch_size=8,
-        augmentation__crop_padding=2,
         model__name="lenet-bn",
-        data__image_size=28 if request.param == 0 else loading.MAX_SIDE_IN_MEMORY_PX + 4,
+        data__image_size=28,
+        **request.param,
     )
     assert outcome(start(train_or_resume, recipe, folder / "run")) == 0
     return recipe, RunFolder.open(folder / "run")
