@@ -2,8 +2,9 @@
 
 A chunk holds consecutive pictures of a split, each as its pixels and their CRC-32. Its name is the SHA-256 over all
 that the pixels depend on, so that a chunk with the right name is the right one, whoever made it and when: a build that
-was interrupted goes on where it was, and two processes may build at once. A chunk that is damaged or was taken away is
-made anew when it is read. Where the pictures cannot be kept, they are decoded each time, and one line says why.
+was interrupted goes on where it was, and two processes may build at once. Pictures whose chunk is found damaged, or was
+taken away, are decoded from their files, and the next start makes it anew. Where the pictures cannot be kept, they are
+decoded each time, and one line says why.
 """
 
 import hashlib
@@ -72,7 +73,7 @@ class Chunk:
         own.replace(self.path)
 
     def read(self, wanted: Sequence[int], row_bytes: int) -> list[memoryview] | None:
-        """The pixels of the wanted pictures; None where they are not as they were written.
+        """The pixels of the wanted pictures; None where they are not as they were written, and then the file is gone.
 
         They are copied out of the file: mapped pages would count as memory of the process.
         """
@@ -84,12 +85,16 @@ class Chunk:
             finally:
                 os.close(descriptor)
         except OSError:
-            return None
+            records = [memoryview(b"")]
         are_right = all(
             len(record) == record_bytes and crc32(record[:row_bytes]) == int.from_bytes(record[row_bytes:], "little")
             for record in records
         )
-        return [record[:row_bytes] for record in records] if are_right else None
+        if are_right:
+            return [record[:row_bytes] for record in records]
+        with suppress(OSError):  # so that the next start makes it anew
+            self.path.unlink()
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,25 +124,22 @@ class CachedExamples(FileExamples):
             chunk, wanted = self.chunks[number], [row for _, row in group]
             found = chunk.read(wanted, rows.shape[1])
             if found is None:
-                pictures[position : position + len(wanted)] = self._make_anew(chunk)[wanted]
+                pictures[position : position + len(wanted)] = self._decode([chunk.files[row] for row in wanted])
             for offset, row in enumerate(found or []):
                 rows[position + offset] = np.frombuffer(row, dtype=np.uint8)
             position += len(wanted)
         return pictures
 
-    def _make_anew(self, chunk: Chunk) -> Tensor:
+    def _decode(self, files: Sequence[str]) -> Tensor:
         pictures: list[Tensor] = []
         problems: list[str] = []
-        for file in chunk.files:
+        for file in files:
             try:
                 pictures.append(read_square(self.root / file, self.preprocessing))
             except UnreadablePicture as error:
                 problems.append(str(error))
         refuse_unreadable(problems)
-        made = torch.stack(pictures)
-        with suppress(OSError):  # where it cannot be written any more, that costs time alone
-            chunk.write(made, self.root)
-        return made
+        return torch.stack(pictures)
 
 
 def open_cached(examples: FileExamples, preprocessing: Preprocessing) -> CachedExamples | None:

@@ -113,21 +113,31 @@ def damage_pixel(path: Path) -> None:
     ids=["bit", "zeros", "short"],
 )
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_damaged_chunk_is_made_anew(cache: Path, folder: Path, damage, is_open: bool):
+def test_a_damaged_chunk_is_found_and_made_anew(cache: Path, folder: Path, damage, is_open: bool):
     found = opened(folder)
     expected = read_all(found)
     chunks = {path: path.read_bytes() for path in cache.iterdir()}
     for path in chunks:
         damage(path)
     assert torch.equal(read_all(found if is_open else opened(folder)), expected)
+    assert torch.equal(read_all(opened(folder)), expected)
     assert {path: path.read_bytes() for path in cache.iterdir()} == chunks
 
 
-def test_chunks_that_another_process_takes_away_are_made_anew(cache: Path, folder: Path):
+def test_chunks_that_another_process_takes_away_are_done_without(cache: Path, folder: Path):
     found = opened(folder)
     expected = read_all(found)
     shutil.rmtree(cache)
     assert torch.equal(read_all(found), expected)
+    (folder / "cross" / "05.png").write_bytes(b"")
+    (folder / "cross" / "06.png").unlink()
+    with pytest.raises(DataError) as caught:
+        read_all(found)
+    assert str(caught.value) == (
+        "2 pictures cannot be used; expected whole pictures, so replace or remove:\n"
+        f"  {folder}/cross/05.png is empty (0 bytes); expected a picture.\n"
+        f"  {folder}/cross/06.png cannot be read: No such file or directory; expected a picture file."
+    )
 
 
 def test_unreadable_pictures_are_all_listed_and_their_chunks_are_not_kept(cache: Path, folder: Path):
