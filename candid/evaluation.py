@@ -22,6 +22,7 @@ from candid.data.examples import Examples, StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.durable import new_folder, write_file
 from candid.errors import DataError
+from candid.models.fusion import fuse_norms
 from candid.out_of_memory import WithinMemory
 from candid.randomness import generator_for
 
@@ -223,7 +224,7 @@ def evaluate_model(
     top_classes: list[Tensor] = []
     top_probabilities: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64)
-    apply = WithinMemory(model)
+    apply = prepare(model)
     for inputs, labels in batches:
         logits = apply(inputs).float()
         loss += cross_entropy(logits, labels, reduction="sum").double().cpu()
@@ -241,6 +242,14 @@ def evaluate_model(
         top_probabilities=torch.cat(top_probabilities),
         loss=float(loss) / len(batches.examples),
     )
+
+
+def prepare(model: nn.Module) -> WithinMemory:
+    """A network in evaluation mode as validation, evaluation and prediction alike apply it.
+
+    `model` stays as it is; what is prepared has the weights that it has now.
+    """
+    return WithinMemory(fuse_norms(model))
 
 
 def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:

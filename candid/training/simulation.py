@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from candid.checkpoint import build_network
 from candid.data.loading import Batch
 from candid.errors import InputError
+from candid.models.fusion import fuse_norms
 from candid.recipe import Recipe
 from candid.training.freezing import Freezing, plan_freezing
 from candid.training.loop import Trainer, train_one_epoch
@@ -166,7 +167,7 @@ def _run(ledger: "_Ledger", trainer: Trainer, num_classes: int, evaluation: tupl
         train_one_epoch(trainer, [batch], [], lambda _: None)
     if evaluation is None:
         with ledger.watched() as watch, torch.no_grad():
-            trainer.evaluated_model.eval()(images).float().softmax(dim=1)
+            fuse_norms(trainer.evaluated_model.eval())(images).float().softmax(dim=1)
         evaluation = watch.moments
     evaluated = trainer.evaluated_model.state_dict().values()
     return Simulation(

@@ -174,7 +174,7 @@ def test_when_nothing_fits_the_least_that_would_is_named():
     assert text == (
         f"limits.memory is {given} ({size(parse_size(given))}), and none of 24 ways to train resnet20-cifar at batch "
         f"64 fits; the least needs {size(int(needed) * 2**20)}, with training.memory=recompute, "
-        "training.micro_batch_size=2, data.in_memory=false, limits.evaluation_batch_size=8, training.precision=fp32. "
+        "training.micro_batch_size=2, data.in_memory=false, limits.evaluation_batch_size=4, training.precision=fp32. "
         f"Use --memory {needed}MiB, a smaller data.image_size, or a smaller network."
     )
 
