@@ -121,6 +121,15 @@ candid's networks against torchvision's, in fp32.
 """,
     ),
     Section(
+        "benchmarks.prediction",
+        "Prediction",
+        """
+A folder of JPEGs of photograph size against the usual loop, which opens, resizes, normalises and passes one picture at
+a time through the same network; then one picture, whole processes, against a program that imports torch and torchvision
+and passes the picture through torchvision's network.
+""",
+    ),
+    Section(
         "benchmarks.dense_block",
         "The dense block",
         """

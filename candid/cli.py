@@ -1,6 +1,5 @@
 """The command line: it parses, calls and renders; torch is imported only inside commands."""
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ import typer
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
+from candid.predict_command import predict
 from candid.printing import print_table, show, terminal_width
 from candid.words import interval, percent
 from candid.zoo import read_entries
 
 if TYPE_CHECKING:
-    from candid.predict import Prediction
     from candid.recipe import Recipe
 
 app = typer.Typer(
@@ -197,33 +196,7 @@ def report(run: Run) -> None:
     typer.echo(f"Report: {write_report(run)}")
 
 
-@app.command()
-def predict(
-    run: Run,
-    sources: Annotated[list[Path], typer.Argument(help="Picture files and folders (searched recursively).")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
-    device: Device = "auto",
-) -> None:
-    """Name your pictures with a trained network; exit code 3 when a file is no picture."""
-    from candid.durable import write_file
-    from candid.predict import as_csv, load
-
-    predictions = load(run, device=device).predict(sources, top)
-    if csv_file is not None:
-        write_file(csv_file, as_csv(predictions))
-    if as_json:
-        typer.echo(json.dumps([prediction.as_dict() for prediction in predictions], indent=2, ensure_ascii=False))
-    elif csv_file is None:
-        rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
-        if rows:
-            print_table(("picture", *(f"{rank}." for rank in range(1, len(rows[0])))), rows)
-    problems = [prediction.problem for prediction in predictions if prediction.problem]
-    for problem in problems:
-        typer.echo(problem, err=True)
-    if problems:
-        raise typer.Exit(3)
+app.command()(predict)
 
 
 @app.command("import")
@@ -379,8 +352,3 @@ def _show_paper(name: str, figure: Path | None) -> None:
     runs = find_runs(Path("runs"), paper)
     place = write_paper_figure(figure or Path(f"{paper.name}-figure-4.png"), paper, runs)
     typer.echo(f"{show_paper(paper, read_entries(), runs, terminal_width())}\n\nFigure: {place}")
-
-
-def _ranked_cells(prediction: "Prediction") -> list[str]:
-    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    return [f"{name} {percent(probability)}" for name, probability in pairs]

@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,15 @@ from torch import Tensor
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
 from candid.data.folders import list_pictures
-from candid.data.loading import EVALUATION_BATCH_SIZE, read_square
+from candid.data.loading import read_square
 from candid.device import choose_device
 from candid.errors import DataError
-from candid.evaluation import rank_classes
-from candid.out_of_memory import WithinMemory
+from candid.evaluation import prepare, rank_classes
+
+BATCH_SIZE = 8
+"""Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
+MOST_STREAMS = 8
+"""Batches under way at once."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,37 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         """Put the checkpoint's network on `device`."""
         self.checkpoint, self._device = checkpoint, device
-        self._apply = WithinMemory(restore_network(checkpoint).to(device))
+        self._apply = prepare(restore_network(checkpoint).to(device))
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
         """One Prediction for each picture among the files and folders (recursive) in `sources`, in order."""
         given = [sources] if isinstance(sources, str | Path) else sources
-        files = list_sources([Path(source) for source in given])
-        return [
-            prediction
-            for start in range(0, len(files), EVALUATION_BATCH_SIZE)
-            for prediction in self._predict_batch(files[start : start + EVALUATION_BATCH_SIZE], top)
-        ]
+        return list(self.stream(list_sources([Path(source) for source in given]), top))
+
+    def stream(self, files: Sequence[Path], top: int = 5) -> Generator[Prediction]:
+        """One Prediction for each file, in order, while the next ones are made; in memory are a few batches at most.
+
+        Batches go side by side from the file to the ranked classes, each with its share of the threads, so that one
+        is decoded while another passes through the network, and no thread waits for the others after every layer.
+        """
+        batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
+        num_threads = torch.get_num_threads()
+        num_streams = max(1, min(MOST_STREAMS, num_threads, len(batches)))
+        pool = ThreadPoolExecutor(num_streams, "predict", torch.set_num_threads, (num_threads // num_streams,))
+        under_way: deque[Future[list[Prediction]]] = deque()
+        try:
+            for batch in batches:
+                under_way.append(pool.submit(self._predict_batch, batch, top))
+                if len(under_way) > 2 * num_streams:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(num_threads)  # what threads that begin later have; ours never had another
 
     @torch.inference_mode()
-    def _predict_batch(self, files: Sequence[Path], top: int) -> Iterator[Prediction]:
+    def _predict_batch(self, files: Sequence[Path], top: int) -> list[Prediction]:
         preprocessing, names = self.checkpoint.preprocessing, self.checkpoint.class_names
         pictures: list[Tensor] = []
         problems: dict[Path, str] = {}
@@ -72,13 +95,15 @@ class Predictor:
         if pictures:
             logits = self._apply(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
             ranked = zip(*rank_classes(logits, top), strict=True)
+        predictions: list[Prediction] = []
         for file in files:
             if file in problems:
-                yield Prediction(str(file), (), (), problems[file])
+                predictions.append(Prediction(str(file), (), (), problems[file]))
             else:
                 probabilities, classes = next(ranked)
                 found = tuple(names[index] for index in classes.tolist())
-                yield Prediction(str(file), found, tuple(probabilities.tolist()))
+                predictions.append(Prediction(str(file), found, tuple(probabilities.tolist())))
+        return predictions
 
 
 def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
@@ -105,15 +130,17 @@ def list_sources(sources: Sequence[Path]) -> list[Path]:
     return files
 
 
-def as_csv(predictions: Sequence[Prediction]) -> str:
-    """A row a picture: file, the classes and probabilities from the best down, and what went wrong."""
-    ranks = range(max((len(prediction.classes) for prediction in predictions), default=0))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    named = [column for rank in ranks for column in (f"class_{rank + 1}", f"probability_{rank + 1}")]
-    writer.writerow(["file", *named, "problem"])
+def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:
+    """The header and a line a picture: file, the best `num_ranks` classes and probabilities, and what went wrong."""
+    named = [column for rank in range(1, num_ranks + 1) for column in (f"class_{rank}", f"probability_{rank}")]
+    yield _csv_line(["file", *named, "problem"])
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        writer.writerow([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+        yield _csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The benchmarks of training run: on small networks, for a step or two. What they measure then means nothing."""
+"""The benchmarks of training and prediction run: on little, for a step or two. What they measure means nothing."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpointing, folder, scaling, speed, timm_epoch, training, zoo
+from benchmarks import checkpointing, folder, prediction, scaling, speed, timm_epoch, training, zoo
 from benchmarks.measuring import fastest
 from benchmarks.scaling import Panel, Point
 from benchmarks.training import Work
@@ -155,3 +155,15 @@ def test_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.C
     assert float(mean) == pytest.approx(sum(accuracies) / 2, abs=0.011)
     assert float(spread) == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5, abs=0.011)
     assert summary.endswith(" of the notes' time, bar 1/25")
+
+
+def test_prediction(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"SIDE_PX": 32, "NUM_PICTURES": 3, "ROUNDS": 1, "STARTS": 1}.items():
+        monkeypatch.setattr(prediction, name, value)
+    prediction.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"resnet18 at 32 px, a folder of 3 JPEGs of \d+ kB:", lines[1])
+    assert re.fullmatch(r"  candid predict +\d+\.\d images/s", lines[3])
+    assert re.fullmatch(r"  \d+\.\d\dx; bar 1\.8x", lines[4])
+    assert re.fullmatch(r"  candid +\d+\.\d\d s", lines[7])
+    assert re.fullmatch(r"  \d+\.\d\dx the time; bar 1\.3x", lines[8])

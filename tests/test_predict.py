@@ -1,14 +1,24 @@
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, NO_PICTURE, draw
+from conftest import CLASSES, NO_PICTURE, call, draw
 
 import candid
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
 from candid.data.decoding import decode_file
-from candid.data.loading import EvaluationBatches, open_training_data
+from candid.data.loading import EvaluationBatches, open_training_data, read_square
 from candid.errors import DataError
 from candid.evaluation import Evaluation
 
@@ -82,3 +92,93 @@ def test_fewer_classes_than_asked_for_is_no_error(run: Path, pictures: Path):
     one = candid.load(run).predict(pictures / "circle" / "00.png", top=1)
     assert len(one) == 1
     assert len(one[0].classes) == 1
+
+
+@pytest.fixture
+def two_threads() -> Generator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pictures: Path):
+    predictor = candid.load(run)
+    files = [*sorted(pictures.rglob("*.png")), pictures / "none.png"] * 3
+    found = list(predictor.stream(files))
+    assert [one.file for one in found] == [str(file) for file in files]
+    assert [position for position, one in enumerate(found) if one.problem] == [72, 145, 218]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert found == list(predictor.stream(files))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_no_more_than_a_few_batches_are_read_ahead(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "candid.predict.read_square",
+        lambda file, preprocessing: (read.append(file), read_square(file, preprocessing))[1],
+    )
+    predictions = candid.load(run).stream(sorted(pictures.rglob("*.png")) * 10)
+    next(predictions)
+    time.sleep(0.5)
+    assert len(read) <= 5 * 8
+    predictions.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("predict")]
+
+
+def test_prediction_imports_nothing_that_it_does_not_need(run: Path, pictures: Path, tmp_path: Path):
+    """Each of these takes as long to import as torch itself, or nearly."""
+    program = (
+        "import sys; from candid.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'torchvision', 'torch._dynamo', 'torch._inductor', 'matplotlib', 'sympy'} & set(sys.modules)))"
+    )
+    arguments = ["predict", str(run), str(pictures / "circle" / "00.png"), "--csv", str(tmp_path / "p.csv")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_json_and_csv_are_written_together(capsys, here: Path, run: Path, pictures: Path):
+    code, out, _ = call(capsys, "predict", run, pictures, "--json", "--csv", "p.csv")
+    predictions = [prediction.as_dict() for prediction in candid.load(run).predict(pictures)]
+    assert (code, out) == (0, json.dumps(predictions, indent=2) + "\n")
+    assert len((here / "p.csv").read_text().splitlines()) == 73
+
+
+def test_an_interrupt_leaves_at_once_and_nothing_half_written(run: Path, pictures: Path, tmp_path: Path):
+    arguments = [sys.executable, "-m", "candid", "predict", str(run), *[str(pictures)] * 400]
+    with subprocess.Popen([*arguments, "--csv", str(tmp_path / "p.csv")], stderr=subprocess.PIPE) as process:
+        wait_for(tmp_path / ".p.csv.partial")
+        interrupted_at_s = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert time.perf_counter() - interrupted_at_s < 5
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".csv", ".partial")]
+
+
+def wait_for(path: Path) -> None:
+    """Until it exists."""
+    for _ in range(3000):
+        if path.exists():
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{path} did not appear within 30 s")
+
+
+def test_a_terminal_shows_how_far_it_is(run: Path, pictures: Path, tmp_path: Path):
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-m", "candid", "predict", str(run), str(pictures), "--csv", str(tmp_path / "p.csv")]
+    with subprocess.Popen(arguments, stderr=theirs) as process:
+        os.close(theirs)
+        shown = io.BytesIO()
+        while process.poll() is None or not shown.getvalue():
+            try:
+                shown.write(os.read(ours, 4096))
+            except OSError:  # how a terminal says that nobody writes any more
+                break
+    os.close(ours)
+    assert b"Predicting" in shown.getvalue()
+    assert process.returncode == 0

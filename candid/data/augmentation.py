@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
-from torchvision.transforms.v2 import functional as transforms
 
 from candid.randomness import beta, uniform
 from candid.recipe_parts import Augmentation
@@ -202,6 +201,7 @@ def rand_augment(pictures: Tensor, operation: Tensor, negative: Tensor, magnitud
 
 def _operations(strength: float, side: int) -> list[Operation]:
     """RandAugment's fourteen operations on (pictures, sign), at `strength` in [0, 1] of their ranges."""
+    from torchvision.transforms.v2 import functional as transforms  # which takes as long to import as torch
 
     def move(angle: float = 0, x: float = 0, y: float = 0, shear_x: float = 0, shear_y: float = 0) -> Operation:
         def operate(pictures: Tensor, sign: float) -> Tensor:

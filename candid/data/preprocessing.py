@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn.functional import interpolate, pad
 
 
 class Preprocessing(BaseModel):
@@ -38,7 +38,7 @@ class Preprocessing(BaseModel):
             return _resize(pixels, side, side)
         shrinkage = self.shrinkage(height, width)
         resized = _resize(pixels, max(1, round(height / shrinkage)), max(1, round(width / shrinkage)))
-        return transforms.center_crop(resized, [side, side])  # pads with 0 where the picture is smaller
+        return _crop_centre(resized, side)
 
     def shrinkage(self, height: float, width: float) -> float:
         """How many times smaller `make_square` makes a picture of this size in px; where it distorts, the less."""
@@ -59,4 +59,18 @@ class Preprocessing(BaseModel):
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    return transforms.resize(pixels, [height, width], antialias=True)
+    """What torchvision's `resize` gives, whose import takes as long as that of torch; a test compares them."""
+    batch = pixels.reshape(-1, *pixels.shape[-3:])
+    if pixels.device.type == "cpu":
+        resized = interpolate(batch, (height, width), mode="bilinear", antialias=True)
+    else:  # which resize no integers
+        resized = interpolate(batch.float(), (height, width), mode="bilinear", antialias=True).round_().to(torch.uint8)
+    return resized.view(*pixels.shape[:-2], height, width)
+
+
+def _crop_centre(pixels: Tensor, side: int) -> Tensor:
+    """The middle [..., side, side] of [..., H, W], with 0 around it where that is smaller."""
+    missing = [max(0, side - length) for length in pixels.shape[-2:]]
+    padded = pad(pixels, [margin for length in reversed(missing) for margin in (length // 2, (length + 1) // 2)])
+    top, left = (round((length - side) / 2) for length in padded.shape[-2:])
+    return padded[..., top : top + side, left : left + side]

@@ -10,6 +10,7 @@ multiplication and one addition.
 
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from typing import Protocol, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from candid.models.compiling import load_pieces
 
 COMPILED = "compiled pieces"
+_LOADING = Lock()
 
 
 class Pieces(Protocol):
@@ -144,14 +146,14 @@ EAGER = EagerPieces()
 
 def choose_pieces(device: torch.device) -> Pieces:
     """The compiled pieces where there is a compiler for the device, else those in torch's own words."""
-    return cast(Pieces, torch.ops.candid) if device.type == "cpu" and _load() is None else EAGER
+    return cast(Pieces, torch.ops.candid) if device.type == "cpu" and _problem() is None else EAGER
 
 
 def describe_pieces(device: torch.device) -> str:
     """Which pieces `choose_pieces` gives, and why, for people."""
     if device.type != "cpu":
         return "uncompiled pieces: compiled ones are for CPUs"
-    problem = _load()
+    problem = _problem()
     return COMPILED if problem is None else f"uncompiled pieces, which are slower: {problem}"
 
 
@@ -164,6 +166,12 @@ def _mask(gradient: Tensor, maps: Tensor, scale: Tensor, shift: Tensor) -> Tenso
     """The gradient of relu's input, where that is scale * maps + shift."""
     gradient = gradient.to(scale.dtype)
     return gradient.masked_fill(maps * scale + shift <= 0, 0)
+
+
+def _problem() -> str | None:
+    """What is wrong with the compiled pieces, or None; threads that predict side by side ask it at the same time."""
+    with _LOADING:
+        return _load()
 
 
 @cache

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as theirs
 
 from candid.data.preprocessing import Preprocessing
 
@@ -33,6 +34,20 @@ def test_any_picture_becomes_square(fit: str, size: tuple[int, int]):
     assert squared.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("size", [(16, 16), (8, 20), (31, 9), (3, 3), (1, 40), (375, 500), (2, 3)])
+def test_squares_are_torchvisions_to_the_last_bit(size: tuple[int, int], layout: str):
+    pictures = random_pictures(2, 3, *size)
+    if layout == "pixels":  # as the decoder gives them
+        pictures = pictures.to(memory_format=torch.channels_last)
+    for fit, choose in (("crop", min), ("pad", max)):
+        scale = 8 / choose(size)
+        expected = theirs.center_crop(theirs.resize(pictures, [max(1, round(s * scale)) for s in size]), [8, 8])
+        assert torch.equal(preprocessing(fit=fit).make_square(pictures), expected)
+        assert torch.equal(preprocessing(fit=fit).make_square(pictures[0]), expected[0])
+    assert torch.equal(preprocessing(fit="squash").make_square(pictures), theirs.resize(pictures, [8, 8]))
+
+
 def test_a_picture_of_the_right_size_is_untouched():
     pictures = random_pictures(3, 8, 8)
     assert preprocessing().make_square(pictures) is pictures
@@ -56,9 +71,9 @@ def test_a_batch_gets_the_same_pixels_as_its_pictures_one_by_one():
 def test_resizing_agrees_with_pillow():
     pixels = random_pictures(3, 40, 24)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    theirs = torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+    pillows = torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.BILINEAR))).permute(2, 0, 1)
     ours = preprocessing(fit="squash").make_square(pixels)
-    assert (ours.int() - theirs.int()).abs().max() <= 1  # both antialias; their rounding differs
+    assert (ours.int() - pillows.int()).abs().max() <= 1  # both antialias; their rounding differs
 
 
 def test_it_survives_json():

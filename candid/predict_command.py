@@ -1,0 +1,84 @@
+"""`candid predict`: what a network says of pictures, as a table, JSON or CSV, picture by picture."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from candid.printing import print_table
+from candid.words import percent
+
+if TYPE_CHECKING:
+    from candid.predict import Prediction
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")],
+    sources: Annotated[list[Path], typer.Argument(help="Picture files and folders (searched recursively).")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """Name your pictures with a trained network; exit code 3 when a file is no picture."""
+    from candid.durable import write_file
+    from candid.predict import csv_lines, list_sources, load
+
+    predictor = load(run, device=device)
+    files = list_sources(sources)
+    num_ranks = min(top, len(predictor.checkpoint.class_names))
+    problems: list[str] = []
+    predictions = _note_problems(_show_progress(predictor.stream(files, top), len(files), as_json), problems)
+    if as_json:
+        predictions = _print_json(predictions)
+    if csv_file is not None:
+        write_file(csv_file, (line.encode() for line in csv_lines(predictions, num_ranks)))
+    elif as_json:
+        for _ in predictions:
+            pass
+    else:
+        rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
+        if rows:
+            print_table(("picture", *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(3)
+
+
+def _show_progress(predictions: Iterable["Prediction"], number: int, as_json: bool) -> Iterable["Prediction"]:
+    """The same, with a bar for whoever watches a terminal on which nothing else is printed meanwhile."""
+    if number == 1 or not sys.stderr.isatty() or (as_json and sys.stdout.isatty()):
+        return predictions
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(predictions, "Predicting", total=number, console=Console(stderr=True), transient=True)
+
+
+def _note_problems(predictions: Iterable["Prediction"], problems: list[str]) -> Iterator["Prediction"]:
+    """The same, with what went wrong added to `problems`."""
+    for prediction in predictions:
+        if prediction.problem:
+            problems.append(prediction.problem)
+        yield prediction
+
+
+def _print_json(predictions: Iterable["Prediction"]) -> Iterator["Prediction"]:
+    """The same, with each one printed as an element of a list as soon as it is there."""
+    before = "[\n"
+    for prediction in predictions:
+        text = json.dumps(prediction.as_dict(), indent=2, ensure_ascii=False)
+        typer.echo(f"{before}{indent(text, '  ')}", nl=False)
+        before = ",\n"
+        yield prediction
+    typer.echo("\n]")
+
+
+def _ranked_cells(prediction: "Prediction") -> list[str]:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return [f"{name} {percent(probability)}" for name, probability in pairs]
