@@ -1,26 +1,32 @@
 """candid with automatic settings, as the benchmarks run it."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.usual import MEAN, STD
+from benchmarks.usual import MEAN, STD, random_cifar
+from candid.data.catalog import open_data_set
 from candid.data.examples import DataSet, StoredExamples
-from candid.data.loading import Batch, TrainingBatches, TrainingData
+from candid.data.loading import Batch, TrainingBatches, TrainingData, open_training_data
 from candid.data.preprocessing import Preprocessing
+from candid.device import keep_freed_memory
 from candid.models import find_variant
 from candid.recipe import Recipe
 from candid.training.loop import Trainer, train_one_epoch
 from candid.training.progress import Reporter
-from candid.training.setup import resolve_recipe
+from candid.training.setup import resolve_recipe, use_settings
+from candid.training.stopwatch import undisturbed
+from candid.training.tuning import Effort, tune
 
 CPU, NUM_CLASSES = torch.device("cpu"), 10
 VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
 
 
-def automatic_recipe(model: str, batch_size: int, side_px: int = 32) -> Recipe:
+def automatic_recipe(model: str, batch_size: int, side_px: int = 32, *, effort: Effort = "off") -> Recipe:
     """The network as candid trains it when nothing is asked for, with pad-and-crop and mirror."""
     wanted = Recipe().replace(
         {
@@ -34,14 +40,17 @@ def automatic_recipe(model: str, batch_size: int, side_px: int = 32) -> Recipe:
         }
     )
     class_names = tuple(f"class{index}" for index in range(NUM_CLASSES))
-    return resolve_recipe(wanted, DataSet("noise", class_names, 3, side_px, openers={}), CPU)
+    recipe = resolve_recipe(wanted, DataSet("noise", class_names, 3, side_px, openers={}), CPU)
+    return recipe if effort == "off" else tune(recipe, wanted, NUM_CLASSES, CPU, effort=effort).recipe
 
 
 def describe(recipe: Recipe) -> str:
     """The settings that were chosen, such as "bf16, channels-last"."""
     training = recipe.training
     memory = [training.memory] if find_variant(recipe.model.name).has_dense_block else []
-    return ", ".join([training.precision, training.memory_format, *memory, *["compiled"] * bool(training.compile)])
+    threads = ["1 thread"] * (training.threads == 1 < torch.get_num_threads())
+    compiled = ["compiled"] * bool(training.compile)
+    return ", ".join([training.precision, training.memory_format, *memory, *threads, *compiled])
 
 
 def as_data(images: Tensor, labels: Tensor) -> TrainingData:
@@ -51,16 +60,30 @@ def as_data(images: Tensor, labels: Tensor) -> TrainingData:
     return TrainingData(examples, None, preprocessing)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an epoch tells of itself."""
+
+    settings: str
+    waited_percent: float
+    """The share of it that passed while its loop waited for a batch."""
+
+
 @dataclass
 class Epoch:
-    """An epoch of candid's own loop, loading included, over pictures in memory."""
+    """An epoch of candid's own loop, loading included."""
 
     trainer: Trainer
     batches: TrainingBatches
 
-    def __call__(self) -> None:
-        """Train through it once."""
-        self.train(self.batches.epoch(0))
+    def __call__(self) -> Outcome:
+        """Train through it once, with the recipe's threads."""
+        waited_before_s, began_at_s = self.batches.waited_s, time.perf_counter()
+        with undisturbed(CPU):
+            use_settings(self.trainer.recipe, CPU)
+            self.train(self.batches.epoch(0))
+        waited_s = self.batches.waited_s - waited_before_s
+        return Outcome(describe(self.trainer.recipe), 100 * waited_s / (time.perf_counter() - began_at_s))
 
     def train(self, batches: Iterable[Batch]) -> None:
         """Train with batches of it; layers that are left out by chance are the same ones each time."""
@@ -72,3 +95,13 @@ def automatic_epoch(recipe: Recipe, data: TrainingData) -> Epoch:
     """The epoch of a recipe."""
     batches = TrainingBatches(data, recipe, NUM_CLASSES, CPU)
     return Epoch(Trainer(recipe, NUM_CLASSES, batches.steps_per_epoch, CPU), batches)
+
+
+def measured_epoch(model: str, batch_size: int, steps: int, folder: Path | None = None) -> Epoch:
+    """An epoch as a run of candid has it, settings measured: of so many steps on noise, or of a folder's pictures."""
+    keep_freed_memory()
+    recipe = automatic_recipe(model, batch_size, effort="quick")
+    if folder is None:
+        return automatic_epoch(recipe, as_data(*random_cifar(batch_size * steps)))
+    recipe = recipe.replace({"data.name": str(folder)})
+    return automatic_epoch(recipe, open_training_data(open_data_set(str(folder)), recipe))

@@ -18,7 +18,7 @@ from torchvision import datasets
 from benchmarks.automatic import CPU, VARIATIONS, as_data, automatic_epoch, automatic_recipe
 from benchmarks.loading import consume
 from benchmarks.measuring import describe_machine, fastest
-from benchmarks.training import LONGEST_WAIT_PERCENT, waiting_percent
+from benchmarks.training import LONGEST_WAIT_PERCENT
 from benchmarks.usual import random_cifar, usual_transforms
 from candid.data.catalog import open_data_set
 from candid.data.loading import TrainingBatches, TrainingData, open_training_data
@@ -42,7 +42,7 @@ def main() -> None:
         images, labels = random_cifar(batch_size * steps)
         epoch = automatic_epoch(automatic_recipe(model, batch_size), as_data(images, labels))
         epoch()
-        percent = min(waiting_percent(epoch) for _ in range(ROUNDS))
+        percent = min(epoch().waited_percent for _ in range(ROUNDS))
         print(
             f"  {model:<16}batch {batch_size:>3}   waits {percent:4.1f} % of a step for data, "
             f"bar {LONGEST_WAIT_PERCENT} %",

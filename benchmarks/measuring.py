@@ -1,14 +1,20 @@
 """How every benchmark here measures: side by side in one process, minima of several rounds."""
 
 import math
+import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import TypeVar
 
 import torch
 import torchvision
 
 from candid.device import describe_processor
+
+T = TypeVar("T")
 
 
 def describe_machine() -> str:
@@ -38,3 +44,36 @@ def fastest(
             if number:
                 best[name] = min(best[name], time.perf_counter() - started_at_s)
     return best
+
+
+@contextmanager
+def apart(make: Callable[[], Callable[[], T]]) -> Generator[Callable[[], T]]:
+    """What `make` gives, made and called in a process of its own: how it treats memory and threads is its own affair.
+
+    What is left of an error there is its text, and EOFError here.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(make, theirs))
+    process.start()
+    theirs.close()
+
+    def call() -> T:
+        ours.send(None)
+        return ours.recv()
+
+    try:
+        yield call
+    finally:
+        ours.close()
+        process.join()
+
+
+def _serve(make: Callable[[], Callable[[], object]], calls: Connection) -> None:
+    run = make()
+    while True:
+        try:
+            calls.recv()
+        except EOFError:  # nobody will call again
+            return
+        calls.send(run())

@@ -21,11 +21,9 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.automatic import CPU, automatic_epoch, automatic_recipe, describe
-from benchmarks.measuring import describe_machine, fastest
+from benchmarks.automatic import measured_epoch
+from benchmarks.measuring import apart, describe_machine, fastest
 from benchmarks.usual_networks import with_small_densenet_stem, with_small_resnet_stem
-from candid.data.catalog import open_data_set
-from candid.data.loading import open_training_data
 from candid.device import AUTOCAST_TYPES
 
 BAR, ROUNDS, WORKERS = 1.3, 2, 2
@@ -82,13 +80,12 @@ def main(names: list[str]) -> None:
 
 def measure(work: Work, folder: Path) -> None:
     """Print a line."""
-    recipe = automatic_recipe(work.model, BATCH_SIZE).replace({"data.name": str(folder)})
-    data = open_training_data(open_data_set(str(folder)), recipe)
-    contenders = {"candid": automatic_epoch(recipe, data), "timm": timm_epoch(work, folder)}
-    seconds = fastest(contenders, ROUNDS)
+    with apart(partial(measured_epoch, work.model, BATCH_SIZE, 0, folder)) as candid:
+        seconds = fastest({"candid": candid, "timm": timm_epoch(work, folder)}, ROUNDS)
+        settings = candid().settings
     print(
         f"  {work.model:<18}timm {seconds['timm']:7.2f} s ({work.precision}{', compiled' * work.compiled})   "
-        f"candid {seconds['candid']:7.2f} s ({describe(recipe)})   "
+        f"candid {seconds['candid']:7.2f} s ({settings})   "
         f"{seconds['timm'] / seconds['candid']:5.2f}x, bar {BAR}x",
         flush=True,
     )
@@ -108,7 +105,7 @@ def timm_epoch(work: Work, folder: Path) -> Callable[[], None]:
         is_training=True,
         color_jitter=0.0,
         num_workers=WORKERS,
-        device=CPU,
+        device=torch.device("cpu"),
     )
 
     def epoch() -> None:

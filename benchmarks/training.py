@@ -3,11 +3,11 @@
 Run: python -m benchmarks.training
 """
 
-import time
 from dataclasses import dataclass
+from functools import partial
 
-from benchmarks.automatic import Epoch, as_data, automatic_epoch, automatic_recipe, describe
-from benchmarks.measuring import describe_machine, fastest
+from benchmarks.automatic import measured_epoch
+from benchmarks.measuring import apart, describe_machine, fastest
 from benchmarks.usual import random_cifar, usual_loader, usual_script
 from benchmarks.usual_networks import USUAL
 
@@ -46,24 +46,17 @@ def main() -> None:
 def measure(work: Work) -> None:
     """Print a line: both throughputs, their ratio, and what share of its time candid waited for data."""
     images, labels = random_cifar(BATCH_SIZE * work.steps)
-    recipe = automatic_recipe(work.model, BATCH_SIZE)
-    epoch = automatic_epoch(recipe, as_data(images, labels))
     usual = usual_script(USUAL[work.model](), usual_loader(images, labels, BATCH_SIZE, workers=2))
-    seconds = fastest({"candid": epoch, "usual": usual}, ROUNDS)
+    with apart(partial(measured_epoch, work.model, BATCH_SIZE, work.steps)) as candid:
+        seconds = fastest({"candid": candid, "usual": usual}, ROUNDS)
+        outcome = candid()
     print(
         f"  {work.model:<24}usual {len(images) / seconds['usual']:6,.0f} images/s   "
-        f"candid {len(images) / seconds['candid']:6,.0f} ({describe(recipe)})   "
+        f"candid {len(images) / seconds['candid']:6,.0f} ({outcome.settings})   "
         f"{seconds['usual'] / seconds['candid']:5.2f}x, bar {work.bar:.1f}x   "
-        f"waits {waiting_percent(epoch):.1f} % for data, bar {LONGEST_WAIT_PERCENT} %",
+        f"waits {outcome.waited_percent:.1f} % for data, bar {LONGEST_WAIT_PERCENT} %",
         flush=True,
     )
-
-
-def waiting_percent(epoch: Epoch) -> float:
-    """The share of an epoch that passes while its loop waits for a batch."""
-    waited_before_s, began_at_s = epoch.batches.waited_s, time.perf_counter()
-    epoch()
-    return 100 * (epoch.batches.waited_s - waited_before_s) / (time.perf_counter() - began_at_s)
 
 
 if __name__ == "__main__":

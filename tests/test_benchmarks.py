@@ -15,7 +15,7 @@ from candid.models import count_parameters
 from candid.recipe import Recipe
 from candid.zoo import read_entries
 
-SETTINGS = r"\((fp32|bf16), channels-last\)"
+SETTINGS = r"\((fp32|bf16), (contiguous|channels-last)(, 1 thread)?\)"
 
 
 @pytest.fixture(autouse=True)

@@ -52,13 +52,13 @@ def normalise(x: Tensor, norm: nn.Module, activation: nn.Module | None) -> Tenso
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A convolution of every channel by itself, with kernels of 3 or 5 px and no bias, padded to keep the size."""
+    """A convolution of every channel by itself, padded to keep the size; no bias until evaluation folds one in."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:  # input [N, C, H, W]
-        if self.kernel_size[0] in (3, 5) and _fits(input, []):
+        if self.bias is None and self.kernel_size[0] in (3, 5) and _fits(input, []):
             typed = input.to(type_of_maps(input))
             return _Depthwise.apply(typed, self.weight, self.stride[0])  # pyright: ignore[reportReturnType]
         return super().forward(input)

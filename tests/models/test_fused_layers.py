@@ -138,6 +138,13 @@ def test_depthwise_convolution(
         assert (found.double() - known).abs().max() <= digits * known.abs().max().clamp(min=1)
 
 
+def test_a_bias_that_was_folded_in_counts_in_gradients_too():
+    conv, x = DepthwiseConv2d(8, 3, 1), maps(2, 8, 4, 4, torch.float32)
+    without = conv(x)
+    conv.bias = nn.Parameter(torch.arange(8.0))
+    assert torch.allclose(conv(x) - without, conv.bias.view(-1, 1, 1).expand(8, 4, 4), atol=1e-5)
+
+
 def test_who_waits_for_a_layer_sees_it_called():
     layers = Layers(DepthwiseConv2d(8, 3, 1), nn.BatchNorm2d(8), nn.ReLU())
     called: list[str] = []
