@@ -119,6 +119,7 @@ def train(
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over each picture and its mirror image.")] = False,
     data: Annotated[str | None, typer.Option(help="Another data set or folder with the same classes.")] = None,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -127,10 +128,11 @@ def evaluate(
     from candid.workflow import evaluate as evaluate_run
     from candid.workflow import evaluation_folder
 
-    evaluation = evaluate_run(run, split, data=data, data_dir=data_dir, device=device)
+    evaluation = evaluate_run(run, split, mirror=mirror, data=data, data_dir=data_dir, device=device)
+    mirrored = " averaged over mirror images" if mirror else ""
     top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
     typer.echo(
-        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)} (95 % interval "
+        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)}{mirrored} (95 % interval "
         f"{interval(evaluation.accuracy_interval)}, {evaluation.num_images:,} pictures){top5}, "
         f"loss {evaluation.loss:.4f}"
     )
@@ -139,7 +141,7 @@ def evaluate(
         for scores in evaluation.per_class()
     ]
     print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
-    typer.echo(f"Written to {evaluation_folder(run, split, data)}")
+    typer.echo(f"Written to {evaluation_folder(run, split, data, mirror=mirror)}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ a machine's short formats do. Sums and counts are added up over examples and div
 
 import csv
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,17 +215,19 @@ def evaluate_model(
     class_names: Sequence[str],
     split: str,
     after_batch: Callable[[], None] = lambda: None,
+    *,
+    mirror: bool = False,
 ) -> Evaluation:
     """What `model` predicts for every example of `batches`; its training mode is left as it was.
 
-    `after_batch` is called after each batch, and may raise to stop.
+    `after_batch` is called after each batch, and may raise to stop. `mirror` is as in `prepare`.
     """
     was_training = model.training
     model.eval()
     top_classes: list[Tensor] = []
     top_probabilities: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64)
-    apply = prepare(model)
+    apply = prepare(model, mirror=mirror)
     for inputs, labels in batches:
         logits = apply(inputs).float()
         loss += cross_entropy(logits, labels, reduction="sum").double().cpu()
@@ -244,12 +247,26 @@ def evaluate_model(
     )
 
 
-def prepare(model: nn.Module) -> WithinMemory:
+def prepare(model: nn.Module, *, mirror: bool = False) -> WithinMemory:
     """A network in evaluation mode as validation, evaluation and prediction alike apply it.
 
-    `model` stays as it is; what is prepared has the weights that it has now.
+    `model` stays as it is; what is prepared has the weights that it has now. `mirror` averages over mirror images.
     """
-    return WithinMemory(fuse_norms(model))
+    fused = fuse_norms(model)
+    return WithinMemory(WithMirrorImages(fused) if mirror else fused)
+
+
+class WithMirrorImages(nn.Module):
+    """A network that looks at each picture and at its mirror image, which takes twice the time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
+        """Logarithms of the mean probabilities [N, classes], which do as logits."""
+        both = torch.stack([self.network(view).float().log_softmax(dim=1) for view in (x, x.flip(3))])
+        return both.logsumexp(dim=0) - math.log(2)
 
 
 def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
@@ -265,11 +282,14 @@ def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, examples: Examples, split: str, device: torch.device) -> Evaluation:
-    """What a checkpoint predicts for `examples`."""
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, examples: Examples, split: str, device: torch.device, *, mirror: bool = False
+) -> Evaluation:
+    """What a checkpoint predicts for `examples`, with `mirror` from each picture and its mirror image."""
     batch_size = checkpoint.recipe.limits.evaluation_batch_size
     batches = EvaluationBatches(examples, checkpoint.preprocessing, device, batch_size)
-    return evaluate_model(restore_network(checkpoint).to(device), batches, checkpoint.class_names, split)
+    model = restore_network(checkpoint).to(device)
+    return evaluate_model(model, batches, checkpoint.class_names, split, mirror=mirror)
 
 
 def rank_classes(logits: Tensor, number: int = NUM_TOP) -> tuple[Tensor, Tensor]:

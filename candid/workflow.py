@@ -165,12 +165,14 @@ def evaluate(
     run: str | Path,
     split: str = "validation",
     *,
+    mirror: bool = False,
     data: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """What the run's checkpoint predicts for a split of its data set, or of another with the same classes.
 
+    `mirror` averages over each picture and its mirror image: another way to measure, which gives another number.
     The evaluation is kept in the run folder (see `evaluation_folder`). A look at the run's own test split is
     recorded.
 
@@ -188,22 +190,23 @@ def evaluate(
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     in_split = open_split(data_set, split, checkpoint.recipe)
     examples = decode_once(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
-    evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device)
+    evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device, mirror=mirror)
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
-    provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name}
-    evaluation.save(evaluation_folder(folder.path, split, data), examples, provenance)
+    provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name, "mirror": mirror}
+    evaluation.save(evaluation_folder(folder.path, split, data, mirror=mirror), examples, provenance)
     return evaluation
 
 
-def evaluation_folder(run: Path, split: str, data: str | None = None) -> Path:
-    """Where an evaluation is kept: evaluation-SPLIT, and for data other than the run's evaluation-SPLIT-NAME.
+def evaluation_folder(run: Path, split: str, data: str | None = None, *, mirror: bool = False) -> Path:
+    """Where an evaluation is kept: evaluation-SPLIT, with -NAME for data other than the run's, with -mirrored.
 
-    So the report never shows a number on other data as the run's own.
+    So the report never shows a number on other data, or by another way to measure, as the run's own.
     """
-    if data is None or _is_own_data(RunFolder.open(run).recipe, data):
-        return run / f"evaluation-{split}"
-    return run / f"evaluation-{split}-{Path(data).resolve().name}"
+    parts = ["evaluation", split]
+    if data is not None and not _is_own_data(RunFolder.open(run).recipe, data):
+        parts.append(Path(data).resolve().name)
+    return run / "-".join([*parts, *["mirrored"] * mirror])
 
 
 def report(run: str | Path) -> Path:

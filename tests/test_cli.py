@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,18 @@ def test_a_look_at_the_test_split_is_recorded(capsys, run: Path, tmp_path: Path)
     call(capsys, "evaluate", copy, "--split", "validation")
     assert len((copy / "test_looks.jsonl").read_text().splitlines()) == 2
     assert (copy / "evaluation-validation" / "predictions.csv").is_file()
+
+
+def test_mirror_images_give_a_number_of_their_own(capsys, run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    own = (copy / "evaluation-test" / "summary.json").read_text()
+    code, out, _ = call(capsys, "evaluate", copy, "--split", "test", "--mirror")
+    assert code == 0
+    assert re.match(r"Test accuracy \d+\.\d\d % averaged over mirror images \(95 % interval ", out)
+    assert out.splitlines()[-1] == f"Written to {copy}/evaluation-test-mirrored"
+    assert json.loads((copy / "evaluation-test-mirrored" / "summary.json").read_text())["mirror"] is True
+    assert (copy / "evaluation-test" / "summary.json").read_text() == own
+    assert len((copy / "test_looks.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_number_on_other_data_does_not_replace_the_runs_own(capsys, run: Path, tmp_path: Path):

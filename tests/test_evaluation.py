@@ -50,8 +50,12 @@ def evaluation(examples: StoredExamples) -> Evaluation:
 @pytest.fixture(scope="module")
 def logits(examples: StoredExamples) -> torch.Tensor:
     """All examples in one batch, straight from the definition."""
-    with torch.inference_mode():
-        return Linear().eval()((examples.images.float() / 255 - 0.5) / 0.3)
+    return logits_of(examples.images)
+
+
+@torch.inference_mode()
+def logits_of(images: torch.Tensor) -> torch.Tensor:
+    return Linear().eval()((images.float() / 255 - 0.5) / 0.3)
 
 
 def test_ragged_batches_give_the_numbers_of_one_large_batch(evaluation, examples, logits):
@@ -59,6 +63,15 @@ def test_ragged_batches_give_the_numbers_of_one_large_batch(evaluation, examples
     assert evaluation.accuracy == float((logits.argmax(1) == examples.labels).double().mean())
     assert evaluation.loss == pytest.approx(float(nn.functional.cross_entropy(logits, examples.labels)), rel=1e-6)
     assert torch.equal(evaluation.top_classes, logits.topk(5).indices)
+
+
+def test_with_mirror_images_the_probabilities_are_averaged(examples):
+    found = evaluate_model(Linear(), batches(examples), CLASSES, "test", mirror=True)
+    one, other = (logits_of(images).softmax(dim=1) for images in (examples.images, examples.images.flip(3)))
+    assert not torch.allclose(one, other)
+    expected = (one + other) / 2
+    assert torch.allclose(found.top_probabilities, expected.topk(5).values)
+    assert found.loss == pytest.approx(-expected.gather(1, examples.labels[:, None]).log().mean().item())
 
 
 def test_scores_equal_torchmetrics(evaluation, examples, logits):
