@@ -50,7 +50,8 @@ def fastest(
 def apart(make: Callable[[], Callable[[], T]]) -> Generator[Callable[[], T]]:
     """What `make` gives, made and called in a process of its own: how it treats memory and threads is its own affair.
 
-    What is left of an error there is its text, and EOFError here.
+    Raises:
+        EOFError: if it ended there in an error, whose text was printed.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -59,21 +60,17 @@ def apart(make: Callable[[], Callable[[], T]]) -> Generator[Callable[[], T]]:
     theirs.close()
 
     def call() -> T:
-        ours.send(None)
+        ours.send("once more")
         return ours.recv()
 
     try:
         yield call
     finally:
-        ours.close()
+        ours.send("the end")  # to close it would not do: loaders' workers may hold it open
         process.join()
 
 
 def _serve(make: Callable[[], Callable[[], object]], calls: Connection) -> None:
     run = make()
-    while True:
-        try:
-            calls.recv()
-        except EOFError:  # nobody will call again
-            return
+    while calls.recv() != "the end":
         calls.send(run())

@@ -23,7 +23,11 @@ torch.set_num_threads(1)  # the tests themselves run side by side
 
 
 def leave_the_users_cache_alone() -> None:
-    """Give this process and those that it starts a cache of their own, with the user's compiled pieces in it."""
+    """Give each process of the tests, with those that it starts, a cache of its own with the user's compiled pieces."""
+    owner = os.environ.get("PYTEST_XDIST_WORKER", "the only one")
+    if os.environ.get("CANDID_CACHE_OWNER") == owner:  # started by it, and reads this file once more
+        return
+    os.environ["CANDID_CACHE_OWNER"] = owner
     for name in ("dense_pieces", "layer_pieces"):
         load_pieces(f"{name}.cpp")  # compiles them where they are not there yet
     folder = Path(tempfile.mkdtemp()) / "candid"

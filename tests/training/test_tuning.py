@@ -299,7 +299,7 @@ def test_a_run_says_and_records_its_choice_and_goes_on_by_it(
 
 
 def test_the_memory_plan_stays(cache: Path, always: None, pictures: Path, tmp_path: Path):
-    wanted = small_recipe(pictures, limits__memory="2GiB", training__epochs=1)
+    wanted = small_recipe(pictures, limits__memory="8GiB", training__epochs=1)
     run = train_run(wanted, tmp_path / "run", reporter=silent())
     rows = run.environment["tuning"]["timings"]
     assert {row["precision"] for row in rows} == {"fp32", "bf16"}
