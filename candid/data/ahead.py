@@ -42,13 +42,13 @@ def is_abandoned() -> bool:
 
 
 def use_one_core() -> None:
-    """Have torch use one core in the thread that calls this, and, until `restore_cores`, in those that begin later."""
+    """Have torch use one core in the thread that calls this.
+
+    torch takes it for the number of all threads that have not computed yet, and does so in each of its libraries:
+    whoever started this thread has to set it back to what it was.
+    """
     torch.set_num_threads(1)
-
-
-def restore_cores() -> None:
-    """Have later threads use as many cores as the one that calls this: what was set last, anywhere, is their number."""
-    torch.set_num_threads(torch.get_num_threads())
+    torch.get_num_threads()  # from here on, what others set does not count in this thread
 
 
 class _Maker(threading.Thread, Generic[T]):
@@ -61,11 +61,16 @@ class _Maker(threading.Thread, Generic[T]):
         self._wishes: SimpleQueue[bool] = SimpleQueue()
         self._made: SimpleQueue[T | _Problem | None] = SimpleQueue()
         self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._has_one_core = threading.Event()
+        num_threads = torch.get_num_threads()
         self.start()
+        self._has_one_core.wait()
+        torch.set_num_threads(num_threads)
 
     def run(self) -> None:
         """Make what is asked for."""
         use_one_core()
+        self._has_one_core.set()
         if self._gpu is not None:
             torch.cuda.set_device(self._gpu)  # or pinned memory would take room on the first GPU
         while self._wishes.get():
@@ -97,7 +102,6 @@ class _Maker(threading.Thread, Generic[T]):
             return
         self.join()
         self._items.close()
-        restore_cores()
 
 
 class _Problem:

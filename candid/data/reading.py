@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from candid.data.ahead import restore_cores, use_one_core
+from candid.data.ahead import use_one_core
 from candid.data.decoding import UnreadablePicture, decode_file
 from candid.data.examples import FileExamples
 from candid.data.preprocessing import Preprocessing
@@ -60,6 +60,7 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
     """Threads that decode so many pictures, in as many calls as one likes; a terminal shows how far they are."""
     console, side = Console(stderr=True), preprocessing.image_size
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), initializer=use_one_core)
 
     def decode(files: Sequence[Path]) -> tuple[Tensor, list[str]]:
@@ -83,7 +84,7 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
             task = bar.add_task(f"Reading {num_pictures:,} pictures", total=num_pictures)
             yield decode
     finally:
-        restore_cores()
+        torch.set_num_threads(num_threads)
 
 
 def refuse_unreadable(problems: Sequence[str]) -> None:

@@ -142,3 +142,22 @@ def test_batches_say_how_long_they_were_waited_for(pictures):
     evaluation = EvaluationBatches(data.train, data.preprocessing, CPU)
     list(evaluation)
     assert evaluation.waited_s > 0
+
+
+WITHOUT_A_LOOK = """
+import threading, torch
+torch.set_num_threads(2)  # which torch notes for later, and asks about when it first computes
+from candid.data.ahead import make_ahead
+items = make_ahead((number for number in range(2)), lambda seconds: None)
+next(items)
+later = []
+thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+thread.start()
+thread.join()
+print(later, torch.get_num_threads())
+"""
+
+
+def test_who_computes_for_the_first_time_meanwhile_has_all_cores():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_A_LOOK], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2] 2\n"
