@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.fused_layers import HalvingPool, normalise
 from candid.models.whitening import WhiteningConvolution
 
 
@@ -41,15 +42,15 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = conv_identity(in_channels, out_channels)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = HalvingPool()
         self.norm1 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv_identity(out_channels, out_channels)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.activation = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        x = self.activation(self.norm1(self.pool(self.conv1(x))))  # [N, D, H / 2, W / 2]
-        return self.activation(self.norm2(self.conv2(x)))
+        x = normalise(self.pool(self.conv1(x)), self.norm1, self.activation)  # [N, D, H / 2, W / 2]
+        return normalise(self.conv2(x), self.norm2, self.activation)
 
 
 class Airbench(nn.Module):
@@ -67,7 +68,7 @@ class Airbench(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        x = self.blocks(self.activation(self.stem(x)))  # [N, D, H / 8, W / 8], rounded down
+        x = self.blocks(self.stem(x, self.activation))  # [N, D, H / 8, W / 8], rounded down
         return self.head(x.amax(dim=(2, 3)))  # [N, D], then [N, num_classes]
 
 

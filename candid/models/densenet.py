@@ -17,7 +17,7 @@ from torch import Tensor, cat, nn
 
 from candid.models.blocks import draw_he_fan_out
 from candid.models.dense_block import Memory, choose_memory, run_dense_block
-from candid.models.fused_layers import normalise
+from candid.models.fused_layers import HalvingPool, normalise
 from candid.models.whitening import WhiteningConvolution
 
 
@@ -132,7 +132,7 @@ def build_stem(config: DenseNetConfig, in_channels: int) -> nn.Sequential:
         case "whitening":
             white = WhiteningConvolution(in_channels)
             conv = nn.Conv2d(white.out_channels, channels, kernel_size=3, padding=1, bias=False)
-            return nn.Sequential(white, nn.ReLU(), conv, nn.MaxPool2d(2))
+            return nn.Sequential(white, nn.ReLU(), conv, HalvingPool())
 
 
 class DenseNet(nn.Module):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, unfold
 
+from candid.models.fused_layers import shift
+
 SMALLEST_VARIANCE = 5e-4
 """Added to the variance of every direction, so that what hardly varies is not blown up."""
 
@@ -27,8 +29,11 @@ class WhiteningConvolution(nn.Module):
         self.register_buffer("filters", nn.init.kaiming_normal_(filters))
         self.bias = nn.Parameter(torch.zeros(self.out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        return conv2d(x, self.filters, self.bias)  # [N, 2 * C * side**2, H - side + 1, W - side + 1]
+    def forward(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:  # x [N, C, H, W]
+        """Maps [N, 2 * C * side**2, H - side + 1, W - side + 1], through an activation if one is given."""
+        if activation is None:
+            return conv2d(x, self.filters, self.bias)
+        return shift(conv2d(x, self.filters), self.bias, activation)
 
     @torch.no_grad()
     def whiten(self, pictures: Iterable[Tensor]) -> None:

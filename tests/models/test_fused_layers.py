@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from candid.models import build_model, fused_layers
-from candid.models.fused_layers import DepthwiseConv2d, Layers, normalise
+from candid.models.fused_layers import DepthwiseConv2d, HalvingPool, Layers, normalise, shift
 
 BOUND = 1e-11  # float64 leaves only rounding
 GROWN = 1e-8  # rounding behind a step through dozens of normalisations of small maps
-NETWORKS = ["resnet20-cifar", "wrn-16-4", "mobilenetv2-0.35", "shufflenetv2-0.5-cifar", "ghostnet-0.5"]
+NETWORKS = ["resnet20-cifar", "wrn-16-4", "mobilenetv2-0.35", "shufflenetv2-0.5-cifar", "ghostnet-0.5", "airbench94"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def maps(number: int, channels: int, height: int, width: int, dtype: torch.dtype
 
 
 def fused(out: Tensor) -> bool:
-    return "Normalise" in str(out.grad_fn) or "Depthwise" in str(out.grad_fn)
+    return any(name in str(out.grad_fn) for name in ("Normalise", "Depthwise", "Pool", "Shift"))
 
 
 def without_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_the_same_bits_each_time(name: str):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU6(), nn.GELU()])
 @pytest.mark.parametrize(("channels", "side"), [(3, 5), (12, 8), (300, 3)])
 def test_normalisation_with_what_follows(dtype: torch.dtype, activation: nn.Module | None, channels: int, side: int):
     x, gradient = maps(4, channels, side, side, dtype) * 3 + 1, maps(4, channels, side, side, dtype)
@@ -108,6 +108,66 @@ def test_normalisation_with_what_follows(dtype: torch.dtype, activation: nn.Modu
         assert found is not None
         assert known is not None
         assert (found.double() - known).abs().max() <= digits * known.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU()])
+@pytest.mark.parametrize("is_input", [False, True])
+def test_a_bias_with_what_follows(dtype: torch.dtype, activation: nn.Module, is_input: bool):
+    x, gradient = maps(4, 24, 5, 7, dtype) * 3, maps(4, 24, 5, 7, dtype)
+    bias = torch.linspace(-2, 2, 24, dtype=torch.float64).requires_grad_()
+    own = (bias if dtype == torch.float64 else bias.float()).detach().clone().requires_grad_()
+    ours, theirs = x.clone().requires_grad_(not is_input), x.double().requires_grad_()
+    out, expected = shift(ours, own, activation), activation(theirs + bias.view(-1, 1, 1))
+    assert fused(out)
+    assert (out.dtype, out.stride()) == (dtype, x.stride())
+    out.backward(gradient)
+    expected.backward(gradient.double())
+    digits = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
+    pairs = [(out, expected), (own.grad, bias.grad)] + ([] if is_input else [(ours.grad, theirs.grad)])
+    for found, known in pairs:
+        assert found is not None
+        assert known is not None
+        assert (found.double() - known).abs().max() <= digits * known.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-6, 0.5, 3.0, 5.0, 9.0, 14.0, 100.0, torch.inf])
+def test_gelu_far_out(x: float):
+    both = torch.tensor([x, -x]).view(2, 1, 1, 1).expand(2, 8, 2, 2).contiguous(memory_format=torch.channels_last)
+    ours, theirs = both.clone().requires_grad_(), both.clone().requires_grad_()
+    out, expected = shift(ours, torch.zeros(8), nn.GELU()), nn.functional.gelu(theirs)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_the_other_gelu_is_called():
+    norm, other = nn.BatchNorm2d(8), nn.GELU(approximate="tanh")
+    x = maps(2, 8, 4, 4, torch.float32)
+    assert torch.equal(normalise(x, norm, other), other(nn.BatchNorm2d(8)(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 4, 4), (20, 9, 6), (70, 2, 3), (300, 5, 7)])
+def test_maxima_are_torchs_to_the_last_bit(dtype: torch.dtype, channels: int, height: int, width: int):
+    x = (maps(3, channels, height, width, dtype) * 2).round()  # many are equal
+    x[1, 0, 1, 1] = torch.nan
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = HalvingPool()(ours), nn.functional.max_pool2d(theirs, 2)
+    gradient = torch.randn_like(expected)
+    assert fused(out)
+    out.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_what_is_too_small_to_be_halved_is_refused_by_torch():
+    with pytest.raises(RuntimeError, match=r"Output size is too small"):
+        HalvingPool()(maps(2, 8, 1, 4, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
