@@ -132,6 +132,8 @@ class Training(Part):
     """Examples per optimizer step."""
     micro_batch_size: Annotated[int, Field(ge=0)] = 0
     """Examples per forward pass; gradients are accumulated over the batch. 0 takes the whole batch at once."""
+    early_image_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Side in px to which pictures are shrunk in the first half of the epochs, which takes less time; 0 is off."""
     label_smoothing: Share = 0.0
     ema_decay: Share = 0.0
     """Decay per step of the running average of the weights, which is then what is evaluated; 0 is off."""

@@ -160,8 +160,9 @@ class TrainingBatches:
             windows = [torch.cat(pair) for pair in zip(windows, first_of_next, strict=True)]
         windows, batches = windows[rank::num_ranks][first:], batches[first:]
         pictures_of_windows = self._pixels.training(windows, augmenter)
+        shown = self._preprocessing.model_copy(update={"image_size": shown_image_size(self._recipe, epoch)})
         for indices, batch, pictures in zip(windows, batches, pictures_of_windows, strict=True):
-            inputs = self._preprocessing.normalise(move(pictures, self._device))
+            inputs = shown.normalise(shown.make_square(move(pictures, self._device)))
             inputs = augmenter.erase(inputs, indices)
             targets = move(one_hot(self._labels[indices], self._num_classes).float(), self._device)
             if augmenter.mixes:
@@ -170,6 +171,12 @@ class TrainingBatches:
 
     def _note_wait(self, seconds: float) -> None:
         self.waited_s += seconds
+
+
+def shown_image_size(recipe: Recipe, epoch: int) -> int:
+    """Side in px of what a network learns from in `epoch` = 0, 1, ... of a resolved recipe."""
+    early = epoch < recipe.training.epochs // 2
+    return early * recipe.training.early_image_size or recipe.data.image_size
 
 
 class EvaluationBatches:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import deterministic
 
 from candid.checkpoint import RunFolder, build_network
@@ -66,7 +67,26 @@ def resolve_recipe(recipe: Recipe, data_set: DataSet, device: torch.device) -> R
     )
     with torch.device("meta"):
         model = build_network(recipe, len(data_set.class_names))
+    if recipe.training.early_image_size:
+        refuse_early_image_size(recipe, model, len(data_set.class_names))
     return recipe.replace({"training.precision": choose_precision(recipe.training.precision, device, model)})
+
+
+def refuse_early_image_size(recipe: Recipe, model: nn.Module, num_classes: int) -> None:
+    """Raise an InputError unless `model`, the network of a resolved recipe, also takes pictures of the early size."""
+    early, size, name = recipe.training.early_image_size, recipe.data.image_size, recipe.model.name
+    if early >= size:
+        raise InputError(
+            f"training.early_image_size is {early} px; it must be below data.image_size ({size} px), or 0 to train at "
+            "one size."
+        )
+    with torch.device("meta"):
+        smaller = build_network(recipe.replace({"data.image_size": early}), num_classes)
+    if [value.shape for value in smaller.parameters()] != [value.shape for value in model.parameters()]:
+        raise InputError(
+            f"training.early_image_size is {early} px, but {name} is another network for pictures of that size; it "
+            "must be 0 here. Choose a network that ends in a pooling of all pixels."
+        )
 
 
 def use_settings(recipe: Recipe, device: torch.device) -> None:

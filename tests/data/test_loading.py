@@ -64,6 +64,41 @@ def test_streamed_and_stored_pictures_are_the_same(pictures: Path, changes: dict
         assert torch.equal(a.targets, b.targets)
 
 
+def test_the_first_half_of_the_epochs_shows_smaller_pictures(pictures: Path):
+    small = {"training__early_image_size": 20, "training__epochs": 3}
+    data, recipe = opened(pictures, model__name="resnet20-cifar", **small)
+    batches = TrainingBatches(data, recipe, 3, CPU)
+    sides = [{tuple(batch.inputs.shape[2:]) for batch in batches.epoch(epoch)} for epoch in range(3)]
+    full = (recipe.data.image_size, recipe.data.image_size)
+    assert sides == [{(20, 20)}, {full}, {full}]
+    whole = TrainingBatches(data, recipe.replace({"training.early_image_size": 0}), 3, CPU).epoch(0)
+    for small_batch, batch in zip(batches.epoch(0), whole, strict=True):
+        expected = torch.nn.functional.interpolate(batch.inputs, (20, 20), mode="bilinear", antialias=True)
+        assert (small_batch.inputs - expected).abs().max() < 0.05  # of a standard deviation: pixels are whole numbers
+
+
+@pytest.mark.parametrize(
+    ("model", "early", "text"),
+    [
+        (
+            "resnet20-cifar",
+            28,
+            "training.early_image_size is 28 px; it must be below data.image_size (28 px), or 0 to train at one size.",
+        ),
+        (
+            "lenet-relu",
+            20,
+            "training.early_image_size is 20 px, but lenet-relu is another network for pictures of that size; it must "
+            "be 0 here. Choose a network that ends in a pooling of all pixels.",
+        ),
+    ],
+)
+def test_an_early_size_that_cannot_be_is_refused(pictures: Path, model: str, early: int, text: str):
+    with pytest.raises(InputError) as caught:
+        opened(pictures, model__name=model, data__image_size=28, training__early_image_size=early)
+    assert str(caught.value) == text
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_number_of_workers_changes_nothing(pictures: Path, monkeypatch: pytest.MonkeyPatch, workers: int):
     data, recipe = opened(pictures, augmentation__crop_padding=3, augmentation__randaugment=9)
