@@ -38,7 +38,7 @@ def measure(batch_size: int, image_size: int, rounds: int) -> None:
     print(f"candid's networks against torchvision's; fastest of {rounds} rounds\n{describe_machine()}")
     print("Building, with weights drawn")
     for name, their_name in BUILT.items():
-        compare(name, partial(build_model, name, 1000), partial(build_theirs, their_name), rounds)
+        compare(name, partial(build_model, name, 1000), partial(build_theirs, their_name), rounds=1)  # takes long
     print(f"Forward pass in evaluation, {batch_size} images of {image_size} px")
     images = torch.randn(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     for name, their_name in RUN.items():
