@@ -15,7 +15,7 @@ NUM_IMAGES, BATCH_SIZE, ROUNDS = 12_800, 128, 3
 def main() -> None:
     """Print the table."""
     images, labels = random_cifar(NUM_IMAGES)
-    recipe = Recipe().replace({**VARIATIONS, "training.batch_size": BATCH_SIZE})
+    recipe = Recipe().replace({**VARIATIONS, "data.image_size": 32, "training.batch_size": BATCH_SIZE})
     batches = TrainingBatches(as_data(images, labels), recipe, 10, CPU)
     loaders = {workers: usual_loader(images, labels, BATCH_SIZE, workers) for workers in (0, 2)}
     seconds = fastest(

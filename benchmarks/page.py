@@ -20,7 +20,7 @@ from candid.words import duration
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEADING = """# Benchmarks
 
-What each benchmark prints, put in here by `make bench` and, for runs to an accuracy, by `make bench-long`; both are
+What each benchmark prints, put in here by `make bench` and, for whole runs, by `make bench-long`; both are
 `python -m benchmarks.page`, which redoes single sections too (`python -m benchmarks.page zoo`). Contenders run in turn
 in one process, and the fastest of several rounds counts; ratios are what to look at, because seconds depend on the
 machine. Peaks of memory are those of processes of their own.
@@ -36,7 +36,7 @@ class Section:
     title: str
     text: str
     is_long: bool = False
-    """Whether it trains to an accuracy, which `make bench-long` does."""
+    """Whether it takes whole runs, which `make bench-long` does."""
 
     @property
     def name(self) -> str:
@@ -81,7 +81,8 @@ a batch.
 Every network with a form for 32x32 pictures: candid's own loop with automatic settings and loading, against the best
 of fp32 and bf16 in NCHW and channels last, each timed by hand: the same network, a plain loop of forward, backward and
 SGD on one batch that is ready. What took 1.15 times the best after two rounds is not called again. Batches are small
-for large networks, so that what is timed takes about a second.
+for large networks, so that what is timed takes a quarter of a second, or a few seconds for the largest. candid runs in
+a process of its own.
 """,
     ),
     Section(
@@ -148,6 +149,7 @@ fits them, not how well it does on others. Networks that leave out layers by cha
 which is too much (fractalnet-small 104 MiB above the floor where 36 were measured). A budget costs time: freed memory
 goes back to the system at once, and single short runs took about 1.4 times as long.
 """,
+        is_long=True,
     ),
     Section(
         "benchmarks.speed",
