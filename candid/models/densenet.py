@@ -183,6 +183,6 @@ VARIANTS = {
     "densenet-bc-40-36": DenseNetConfig(36, (6, 6, 6), 72, "small", 32),
     "densenet-bc-40-48": DenseNetConfig(48, (6, 6, 6), 96, "small", 32),
     "densenet-bc-40-60": DenseNetConfig(60, (6, 6, 6), 120, "small", 32),
-    "densenet-speed": DenseNetConfig(64, (2, 2, 2), 64, "whitening", 32, bottleneck=False),
+    "densenet-speed": DenseNetConfig(64, (2, 4, 4), 64, "whitening", 32, bottleneck=False),
     "densenet-notes": DenseNetConfig(32, (4, 4, 4, 4), 64, "imagenet", 96, bottleneck=False),
 }

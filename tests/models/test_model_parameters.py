@@ -90,7 +90,7 @@ PARAMETERS = {
     "densenet-bc-40-36": (10, 3, 1_542_682),  # authors' repository, 1.5 M
     "densenet-bc-40-48": (10, 3, 2_733_130),  # authors' repository, 2.7 M
     "densenet-bc-40-60": (10, 3, 4_261_690),  # authors' repository, 4.3 M
-    "densenet-speed": (10, 3, 486_498),  # formula
+    "densenet-speed": (10, 3, 1_284_258),  # formula
     "densenet-notes": (10, 1, 757_322),  # formula
     "mobilenetv2-0.35": (1000, 3, 1_677_128),  # timm; authors' repository, 1.66 M without normalisations
     "mobilenetv2-0.5": (1000, 3, 1_968_680),  # timm; authors' repository, 1.95 M likewise: test_mobilenetv2.py
