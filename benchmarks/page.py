@@ -21,9 +21,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEADING = """# Benchmarks
 
 What each benchmark prints, put in here by `make bench` and, for whole runs, by `make bench-long`; both are
-`python -m benchmarks.page`, which redoes single sections too (`python -m benchmarks.page zoo`). Contenders run in turn
-in one process, and the fastest of several rounds counts; ratios are what to look at, because seconds depend on the
-machine. Peaks of memory are those of processes of their own.
+`python -m benchmarks.page`, which redoes single sections too (`python -m benchmarks.page zoo`). Contenders run in turn,
+and the fastest of several rounds counts; ratios are what to look at, because seconds depend on the machine. Where
+candid trains with measured settings, it does so in a process of its own: it treats memory and threads in its own way.
+Peaks of memory are those of processes of their own.
 """
 
 
