@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout
 
-from candid.models.dense_pieces import COMPILED, Pieces, choose_pieces, describe_pieces, vector_type
-from candid.models.fusing import TYPES, FoldedNorm, fold, is_watched, type_of_maps, uses_batch
+from candid.models.dense_pieces import COMPILED, Pieces, choose_pieces, describe_pieces
+from candid.models.fusing import TYPES, FoldedNorm, fold, is_watched, type_of_maps, uses_batch, vector_type
 
 Memory = Literal["auto", "plain", "shared", "recompute"]
 """What a block keeps for the way back: plain what its layers keep; shared the buffer and the bottlenecks' products;

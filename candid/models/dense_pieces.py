@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from candid.models.compiling import load_pieces
+from candid.models.fusing import vector_type
 
 COMPILED = "compiled pieces"
 _LOADING = Lock()
@@ -155,11 +156,6 @@ def describe_pieces(device: torch.device) -> str:
         return "uncompiled pieces: compiled ones are for CPUs"
     problem = _problem()
     return COMPILED if problem is None else f"uncompiled pieces, which are slower: {problem}"
-
-
-def vector_type(dtype: torch.dtype) -> torch.dtype:
-    """The type of vectors that belong to maps of a type."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _mask(gradient: Tensor, maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.functional import max_pool2d
 from torch.utils.flop_counter import register_flop_formula
 
 from candid.models.compiling import load_pieces
-from candid.models.fusing import TYPES, fold, is_watched, type_of_maps, uses_batch
+from candid.models.fusing import TYPES, fold, is_watched, type_of_maps, uses_batch, vector_type
 
 ACTIVATIONS: dict[type, str] = {type(None): "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
 """What the pieces call the activations that they know."""
@@ -52,7 +52,7 @@ def normalise(x: Tensor, norm: nn.Module, activation: nn.Module | None) -> Tenso
 def shift(x: Tensor, bias: Tensor, activation: nn.Module) -> Tensor:
     """activation(x + bias) for x [N, C, H, W] and bias [C]."""
     name = _name(activation)
-    if name and bias.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32) and _fits(x, [activation]):
+    if name and bias.dtype == vector_type(x.dtype) and _fits(x, [activation]):
         return _Shift.apply(x, bias, name)  # pyright: ignore[reportReturnType]
     return activation(x + bias.to(x.dtype).view(-1, 1, 1))
 
@@ -196,7 +196,7 @@ def _register_shapes() -> None:
     """Tell torch what the compiled pieces give and do, for those who only count."""
 
     def vectors(maps: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        dtype = vector_type(maps.dtype)
         return maps.new_empty(maps.shape[1], dtype=dtype), maps.new_empty(maps.shape[1], dtype=dtype)
 
     def like(maps: Tensor, *_: object) -> Tensor:

@@ -68,6 +68,11 @@ def type_of_maps(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
+def vector_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of vectors that belong to maps of a type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def is_watched(modules: Iterable[nn.Module]) -> bool:
     """Whether someone waits for calls of modules: by a hook on one of them, or a tracer for all."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
