@@ -21,68 +21,61 @@ inline R masked(R gradient, R scale, R x, R shift) {
   return scale * x + shift <= 0 ? R(0) : gradient;
 }
 
-// ---- One row each; `simd` because nothing that is written is also read under another name.
+// ---- One row each.
 
 template <typename T, typename R>
 void norm_relu_row(const T* x, const R* scale, const R* shift, T* out, int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) put(out[c], relu(scale[c] * real(x[c]) + shift[c]));
+  for_channels(width, [=](int64_t c) { put(out[c], relu(scale[c] * real(x[c]) + shift[c])); });
 }
 
 template <typename T, typename R>
 void bias_relu_row(T* x, const R* bias, int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) put(x[c], relu(real(x[c]) + bias[c]));
+  for_channels(width, [=](int64_t c) { put(x[c], relu(real(x[c]) + bias[c])); });
 }
 
 template <typename T, typename R>
 void norm_sums_row(const T* gradient, const T* x, const Norm<T>& norm, R* sum, R* product, int64_t width) {
   const R *scale = norm.scale, *shift = norm.shift, *mean = norm.mean;
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) {
+  for_channels(width, [=](int64_t c) {
     const R value = real(x[c]), d = masked(real(gradient[c]), scale[c], value, shift[c]);
     sum[c] += d;
     product[c] += d * (value - mean[c]);
-  }
+  });
 }
 
 template <typename T, typename R>
 void norm_backward_row(const T* gradient, const T* x, const Norm<T>& norm, T* total, R* sum, R* product,
                        int64_t width) {
   const R *scale = norm.scale, *shift = norm.shift, *mean = norm.mean;
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) {
+  for_channels(width, [=](int64_t c) {
     const R value = real(x[c]), d = masked(real(gradient[c]), scale[c], value, shift[c]);
     sum[c] += d;
     product[c] += d * (value - mean[c]);
     put(total[c], real(total[c]) + scale[c] * d);
-  }
+  });
 }
 
 template <typename T, typename R>
 void whole_norm_backward_row(const T* gradient, const T* x, const Norm<T>& norm, const R* constant, const R* factor,
                              T* out, int64_t width) {
   const R *scale = norm.scale, *shift = norm.shift, *mean = norm.mean;
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) {
+  for_channels(width, [=](int64_t c) {
     const R value = real(x[c]), d = masked(real(gradient[c]), scale[c], value, shift[c]);
     put(out[c], scale[c] * d - constant[c] - factor[c] * (value - mean[c]));
-  }
+  });
 }
 
 template <typename T, typename R>
 void correct_row(const T* gradient, const T* x, const R* mean, const R* constant, const R* factor, T* out,
                  int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) {
+  for_channels(width, [=](int64_t c) {
     put(out[c], real(gradient[c]) - constant[c] - factor[c] * (real(x[c]) - mean[c]));
-  }
+  });
 }
 
 template <typename T>
 void multiply_row(T* x, const T* kept, int64_t width) {
-#pragma omp simd
-  for (int64_t c = 0; c < width; ++c) put(x[c], real(x[c]) * real(kept[c]));
+  for_channels(width, [=](int64_t c) { put(x[c], real(x[c]) * real(kept[c])); });
 }
 
 // ---- Threads, tiles and sums.
