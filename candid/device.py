@@ -75,6 +75,11 @@ def torch_memory_format(memory_format: str) -> torch.memory_format:
     return torch.contiguous_format if choose_memory_format(memory_format) == "contiguous" else torch.channels_last
 
 
+def num_cores() -> int:
+    """Cores that this process may use, which are fewer than the machine has where a cluster deals them out."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_processor() -> str:
     """The processor's name and its cores, such as "AMD EPYC, 2 cores"."""
     cpu_info = Path("/proc/cpuinfo")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from candid.device import computing_s, peak_memory_mib
+from candid.device import computing_s, num_cores, peak_memory_mib
 
 PRINT_PEAK = "import torch; from candid.device import peak_memory_mib; print(peak_memory_mib(torch.device('cpu')))"
 
@@ -29,6 +30,17 @@ def test_the_machine_computes_what_this_program_does():
     assert before is not None
     assert after is not None
     assert after - before > 0.4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no program can be kept to some cores")
+def test_cores_are_those_that_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert num_cores() == len(allowed)
 
 
 COUNT_PAGES = """

@@ -4,7 +4,6 @@ All ways give the same pixels for the same example. Validation and test pictures
 the data set's order; training pictures in an order, and with variations, that depend on the seed alone.
 """
 
-import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -22,6 +21,7 @@ from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples
 from candid.data.picture_cache import CachedExamples, open_cached
 from candid.data.preprocessing import Preprocessing
 from candid.data.reading import decode_all, read_square, read_window, refuse_unreadable
+from candid.device import num_cores
 from candid.errors import InputError
 from candid.randomness import shuffled
 from candid.recipe import Recipe
@@ -378,4 +378,4 @@ def _with_channels(images: Tensor, channels: Literal[1, 3]) -> Tensor:
 
 
 def _num_workers() -> int:
-    return min(8, os.cpu_count() or 1)
+    return min(8, num_cores())

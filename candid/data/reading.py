@@ -1,6 +1,5 @@
 """Picture files to squares of pixels: one by one, or many at once with threads and a bar."""
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from candid.data.ahead import use_one_core
 from candid.data.decoding import UnreadablePicture, decode_file
 from candid.data.examples import FileExamples
 from candid.data.preprocessing import Preprocessing
+from candid.device import num_cores
 from candid.errors import DataError
 
 MOST_THREADS = 8
@@ -61,7 +61,7 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
     console, side = Console(stderr=True), preprocessing.image_size
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     num_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), initializer=use_one_core)
+    pool = ThreadPoolExecutor(min(MOST_THREADS, num_cores()), initializer=use_one_core)
 
     def decode(files: Sequence[Path]) -> tuple[Tensor, list[str]]:
         pictures = torch.empty(len(files), preprocessing.channels, side, side, dtype=torch.uint8)

@@ -7,7 +7,6 @@ that noise does not decide. None of them changes the mathematics, beside a preci
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from candid.data.augmentation import Augmenter
 from candid.data.examples import FileExamples
 from candid.data.loading import StreamedPixels
 from candid.data.preprocessing import Preprocessing
+from candid.device import num_cores
 from candid.errors import DataError, InputError
 from candid.models import find_variant
 from candid.recipe import Recipe
@@ -214,7 +214,7 @@ def choose_workers(
     except DataError:  # said when its turn comes
         return None
     read_s = (time.perf_counter() - began_at_s) / len(window) * recipe.training.batch_size / num_ranks
-    return max(1, min(MOST_WORKERS, os.cpu_count() or 1, math.ceil(1.5 * read_s / step_s)))
+    return max(1, min(MOST_WORKERS, num_cores(), math.ceil(1.5 * read_s / step_s)))
 
 
 def _cell(key: str, value: Any) -> str:

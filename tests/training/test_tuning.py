@@ -16,7 +16,7 @@ from candid.data.catalog import open_data_set
 from candid.data.examples import DataSet, FileExamples
 from candid.data.loading import hold_out
 from candid.data.preprocessing import Preprocessing
-from candid.device import choose_device
+from candid.device import choose_device, num_cores
 from candid.durable import cache_folder
 from candid.recipe import Recipe
 from candid.training import choices, stopwatch, tuning
@@ -332,7 +332,7 @@ def test_workers_are_as_many_as_reading_needs(pictures: Path, tmp_path: Path):
     preprocessing = Preprocessing(image_size=28, channels=3, fit="crop", mean=(0.5,) * 3, std=(0.5,) * 3)
     state = torch.get_rng_state()
     assert choose_workers(train, preprocessing, recipe, step_s=60.0) == 1
-    assert choose_workers(train, preprocessing, recipe, step_s=1e-6) == min(8, os.cpu_count() or 1)
+    assert choose_workers(train, preprocessing, recipe, step_s=1e-6) == min(8, num_cores())
     assert torch.equal(torch.get_rng_state(), state)
     broken = make_pictures(tmp_path / "broken", per_class=2)
     for file in broken.glob("*/*.png"):
