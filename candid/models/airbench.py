@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
 from candid.models.fused_layers import HalvingPool, normalise
 from candid.models.whitening import WhiteningConvolution
 
@@ -31,7 +32,7 @@ class AirbenchConfig:
 
 def conv_identity(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 3x3 convolution whose first outputs begin as its inputs."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    conv = Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:in_channels])
     return conv
 

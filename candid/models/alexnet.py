@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
+
 
 @dataclass(frozen=True)
 class AlexNetConfig:
@@ -46,17 +48,17 @@ class AlexNet(nn.Module):
         super().__init__()
         width1, width2, width3, width4, width5 = config.widths
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, width1, kernel_size=11, stride=4, padding=config.first_padding),
+            Conv2d(in_channels, width1, kernel_size=11, stride=4, padding=config.first_padding),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(width1, width2, kernel_size=5, padding=2),
+            Conv2d(width1, width2, kernel_size=5, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(width2, width3, kernel_size=3, padding=1),
+            Conv2d(width2, width3, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width3, width4, kernel_size=3, padding=1),
+            Conv2d(width3, width4, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width4, width5, kernel_size=3, padding=1),
+            Conv2d(width4, width5, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
+
 
 @dataclass(frozen=True)
 class AllCNNConfig:
@@ -31,7 +33,7 @@ class AllCNNConfig:
 
 def conv(in_channels: int, out_channels: int, side: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
     """A convolution and its ReLU."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, side, stride, padding), nn.ReLU())
+    return nn.Sequential(Conv2d(in_channels, out_channels, side, stride, padding), nn.ReLU())
 
 
 class AllCNN(nn.Module):
@@ -44,7 +46,7 @@ class AllCNN(nn.Module):
         self.stage1 = nn.Sequential(conv(in_channels, narrow), conv(narrow, narrow), conv(narrow, narrow, stride=2))
         self.stage2 = nn.Sequential(conv(narrow, wide), conv(wide, wide), conv(wide, wide, stride=2))
         self.stage3 = nn.Sequential(conv(wide, wide, padding=0), conv(wide, wide, side=1, padding=0))
-        self.head = nn.Conv2d(wide, num_classes, kernel_size=1)
+        self.head = Conv2d(wide, num_classes, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         for parameter in self.parameters():
             if parameter.dim() == 1:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from candid.models.convolution import Conv2d
 from candid.models.fused_layers import DepthwiseConv2d
 
 
@@ -26,7 +27,7 @@ def conv_norm(
     if depthwise:
         conv = DepthwiseConv2d(in_channels, kernel_size, stride)
     else:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        conv = Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     norm = nn.BatchNorm2d(out_channels)
     return [conv, norm] if activation is None else [conv, norm, activation(inplace=True)]
 

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor, cat, nn
 
 from candid.models.blocks import draw_he_fan_out
+from candid.models.convolution import Conv2d
 from candid.models.dense_block import Memory, choose_memory, run_dense_block
 from candid.models.fused_layers import HalvingPool, normalise
 from candid.models.whitening import WhiteningConvolution
@@ -54,7 +55,7 @@ class PlainLayer(nn.Module):
     def __init__(self, config: DenseNetConfig, in_channels: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, config.growth_rate, kernel_size=3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, config.growth_rate, kernel_size=3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -69,9 +70,9 @@ class BottleneckLayer(nn.Module):
         super().__init__()
         k = config.growth_rate
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, 4 * k, kernel_size=1, bias=False)
+        self.conv1 = Conv2d(in_channels, 4 * k, kernel_size=1, bias=False)
         self.norm2 = nn.BatchNorm2d(4 * k)
-        self.conv2 = nn.Conv2d(4 * k, k, kernel_size=3, padding=1, bias=False)
+        self.conv2 = Conv2d(4 * k, k, kernel_size=3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -105,7 +106,7 @@ class Transition(nn.Module):
     def __init__(self, config: DenseNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
         self.pool = nn.AvgPool2d(2)
@@ -125,13 +126,13 @@ def build_stem(config: DenseNetConfig, in_channels: int) -> nn.Sequential:
     channels = config.stem_channels
     match config.stem:
         case "imagenet":
-            conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+            conv = Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
             return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
         case "small":
-            return nn.Sequential(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False))
+            return nn.Sequential(Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False))
         case "whitening":
             white = WhiteningConvolution(in_channels)
-            conv = nn.Conv2d(white.out_channels, channels, kernel_size=3, padding=1, bias=False)
+            conv = Conv2d(white.out_channels, channels, kernel_size=3, padding=1, bias=False)
             return nn.Sequential(white, nn.ReLU(), conv, HalvingPool())
 
 

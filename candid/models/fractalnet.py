@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
+
 
 @dataclass(frozen=True)
 class FractalNetConfig:
@@ -40,7 +42,7 @@ class ConvLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)

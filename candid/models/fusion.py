@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from candid.models.convolution import Conv2d
 from candid.models.densenet import DenseBlock, Transition
 from candid.models.fused_layers import DepthwiseConv2d
 
@@ -53,9 +54,7 @@ class _Tracer(fx.Tracer):
     """Follows a network into everything but torch's own layers and what looks at its input's memory."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DenseBlock | Transition | DepthwiseConv2d) or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        return isinstance(m, DenseBlock | Transition | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
@@ -83,5 +82,5 @@ def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
 
 def _can_be_folded(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether they are a convolution and a normalisation by running statistics."""
-    is_convolution = type(conv) in (nn.Conv2d, DepthwiseConv2d)
+    is_convolution = type(conv) in (nn.Conv2d, Conv2d, DepthwiseConv2d)
     return is_convolution and type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None

@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, cat, nn
 
 from candid.models.blocks import AnySize, conv_norm, draw_he_fan_out
+from candid.models.convolution import Conv2d
 from candid.models.fused_layers import Layers
 from candid.models.mobilenetv2 import make_divisible
 
@@ -72,8 +73,8 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         squeezed = make_divisible(channels / 4, 4)
-        self.reduce = nn.Conv2d(channels, squeezed, kernel_size=1)
-        self.expand = nn.Conv2d(squeezed, channels, kernel_size=1)
+        self.reduce = Conv2d(channels, squeezed, kernel_size=1)
+        self.expand = Conv2d(squeezed, channels, kernel_size=1)
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
@@ -121,7 +122,7 @@ class GhostNet(nn.Module):
             channels = out_channels
         width = make_divisible(960 * config.width, 4)
         self.last = Layers(*conv_norm(channels, width, 1, activation=nn.ReLU))
-        self.hidden = nn.Conv2d(width, 1280, kernel_size=1)
+        self.hidden = Conv2d(width, 1280, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(1280, num_classes)
         draw_he_fan_out(self)

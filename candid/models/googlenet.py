@@ -18,6 +18,7 @@ from typing import Literal
 from torch import Tensor, cat, nn
 
 from candid.models.auxiliary import AuxiliaryLoss, SupervisedLogits
+from candid.models.convolution import Conv2d
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ConvLayer(nn.Module):
     ) -> None:
         super().__init__()
         batch_norm = config.normalisation == "batch"
-        self.conv = nn.Conv2d(in_channels, out_channels, side, stride, padding=side // 2, bias=not batch_norm)
+        self.conv = Conv2d(in_channels, out_channels, side, stride, padding=side // 2, bias=not batch_norm)
         self.norm = nn.BatchNorm2d(out_channels, eps=1e-3) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
+
 
 @dataclass(frozen=True)
 class HighwayConfig:
@@ -40,8 +42,8 @@ class HighwayLayer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.state = nn.Conv2d(channels, channels, kernel_size=3, padding=1)  # W_H, b_H
-        self.gate = nn.Conv2d(channels, channels, kernel_size=3, padding=1)  # W_T, b_T
+        self.state = Conv2d(channels, channels, kernel_size=3, padding=1)  # W_H, b_H
+        self.gate = Conv2d(channels, channels, kernel_size=3, padding=1)  # W_T, b_T
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         gate = self.gate(x).sigmoid()  # [N, C, H, W]
@@ -55,7 +57,7 @@ class Stage(nn.Module):
         super().__init__()
         self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.conv = Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.layers = nn.Sequential(*(HighwayLayer(width) for _ in range(num_layers - 1)))
 
     def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
@@ -73,7 +75,7 @@ class Highway(nn.Module):
         for width, num_layers in zip(config.widths, config.layers_per_stage, strict=True):
             self.stages.append(Stage(channels, width, num_layers, config.dropout, pooled=len(self.stages) > 0))
             channels = width
-        self.conv = nn.Conv2d(channels, config.last_width, kernel_size=1)
+        self.conv = Conv2d(channels, config.last_width, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.last_width, num_classes)
         for name, value in self.named_parameters():

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from candid.models.convolution import Conv2d
+
 
 class Block(NamedTuple):
     """One row of blocks: channels of its layers, and side, stride and padding of the first."""
@@ -69,10 +71,10 @@ class MLPConv(nn.Module):
     def __init__(self, block: Block, in_channels: int, pooling: nn.Module) -> None:
         super().__init__()
         self.pooling = pooling
-        self.conv = nn.Conv2d(in_channels, block.widths[0], block.side, block.stride, block.padding)
+        self.conv = Conv2d(in_channels, block.widths[0], block.side, block.stride, block.padding)
         self.perceptron = nn.Sequential(nn.ReLU())
         for before, width in pairwise(block.widths):
-            self.perceptron.extend([nn.Conv2d(before, width, kernel_size=1), nn.ReLU()])
+            self.perceptron.extend([Conv2d(before, width, kernel_size=1), nn.ReLU()])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # x [N, C, H, W]
         hidden = self.conv(self.pooling(x))  # [N, widths[0], H / 2, W / 2]; without pooling H / stride, W / stride
@@ -91,7 +93,7 @@ class NiNLayers(nn.Module):
             pooling = nn.Sequential(pool, nn.Dropout(config.dropout if drops else 0.0))
             self.blocks.append(MLPConv(block, in_channels, pooling if number > 1 else nn.Identity()))
             in_channels = block.widths[-1]
-        self.head = nn.Conv2d(in_channels, num_classes, kernel_size=1)
+        self.head = Conv2d(in_channels, num_classes, kernel_size=1)
         self.last_activation = nn.ReLU() if config.last_relu else nn.Identity()
         for parameter in self.parameters():
             if parameter.dim() == 1:

@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from candid.models.blocks import AnySize, draw_he_fan_out
+from candid.models.convolution import Conv2d
 from candid.models.fused_layers import Layers, normalise
 from candid.models.resnet import PaddingShortcut
 
@@ -57,7 +58,7 @@ class Block(nn.Module, ABC):
         elif config.shortcut == "padding":
             self.shortcut = PaddingShortcut(out_channels - in_channels, stride)
         else:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+            self.shortcut = Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
         self.activates_shortcut = not isinstance(self.shortcut, nn.Identity)
 
     @abstractmethod
@@ -77,10 +78,10 @@ class BasicBlock(Block):
 
     def __init__(self, config: PreActResNetConfig, in_channels: int, width: int, stride: int) -> None:
         super().__init__(config, in_channels, width, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(config.dropout) if isinstance(config, WideResNetConfig) else nn.Identity()
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, kernel_size=3, padding=1, bias=False)
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.conv1(x)  # [N, D, H / s, W / s]
@@ -94,11 +95,11 @@ class Bottleneck(Block):
 
     def __init__(self, config: PreActResNetConfig, in_channels: int, width: int, stride: int) -> None:
         super().__init__(config, in_channels, width * self.expansion, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=stride, bias=False)
+        self.conv1 = Conv2d(in_channels, width, kernel_size=1, stride=stride, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, kernel_size=3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, kernel_size=1, bias=False)
+        self.conv3 = Conv2d(width, width * self.expansion, kernel_size=1, bias=False)
 
     def residual(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
         x = self.conv1(x)  # [N, E, H / s, W / s]
@@ -112,7 +113,7 @@ class PreActResNet(nn.Module):
     def __init__(self, config: PreActResNetConfig, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         channels = config.stem_channels
-        self.stem = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
+        self.stem = Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
         block = Bottleneck if config.block == "bottleneck" else BasicBlock
         self.stages = nn.Sequential()
         for width, num_blocks in zip(config.widths, config.blocks_per_stage, strict=True):

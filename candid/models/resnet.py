@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from candid.models.blocks import AnySize, draw_he_fan_out
+from candid.models.convolution import Conv2d
 from candid.models.fused_layers import Layers, normalise
 
 Dilations = tuple[int, int]  # of a block's 3x3 convolutions: the one that has the stride, and any behind it
@@ -66,7 +67,7 @@ def make_shortcut(config: ResNetConfig, in_channels: int, out_channels: int, str
         return nn.Identity()
     if config.shortcut != "projection":
         return PaddingShortcut(out_channels - in_channels, stride, averages=config.shortcut == "average")
-    projection = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+    projection = Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
     return Layers(projection, config.norm(out_channels))
 
 
@@ -100,9 +101,9 @@ class BasicBlock(Block):
     def __init__(self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: Dilations) -> None:
         super().__init__()
         first, second = dilations
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=first, dilation=first, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 3, stride, padding=first, dilation=first, bias=False)
         self.norm1 = config.norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=second, dilation=second, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=second, dilation=second, bias=False)
         self.norm2 = config.norm(width)
         self.shortcut = make_shortcut(config, in_channels, width, stride)
         self.relu = nn.ReLU(inplace=True)
@@ -121,11 +122,11 @@ class Bottleneck(Block):
         super().__init__()
         out_channels, d = width * self.expansion, dilations[0]
         inner = width * config.width_per_group // 64 * config.groups
-        self.conv1 = nn.Conv2d(in_channels, inner, kernel_size=1, bias=False)
+        self.conv1 = Conv2d(in_channels, inner, kernel_size=1, bias=False)
         self.norm1 = config.norm(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=d, dilation=d, groups=config.groups, bias=False)
+        self.conv2 = Conv2d(inner, inner, 3, stride, padding=d, dilation=d, groups=config.groups, bias=False)
         self.norm2 = config.norm(inner)
-        self.conv3 = nn.Conv2d(inner, out_channels, kernel_size=1, bias=False)
+        self.conv3 = Conv2d(inner, out_channels, kernel_size=1, bias=False)
         self.norm3 = config.norm(out_channels)
         self.shortcut = make_shortcut(config, in_channels, out_channels, stride)
         self.relu = nn.ReLU(inplace=True)
@@ -144,7 +145,7 @@ class ResNet(nn.Module):
         channels, dilation = config.widths[0], 1
         side, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.stem = Layers(
-            nn.Conv2d(in_channels, channels, side, stride, side // 2, bias=False),
+            Conv2d(in_channels, channels, side, stride, side // 2, bias=False),
             config.norm(channels),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1) if config.stem == "imagenet" else nn.Identity(),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from candid.models.blocks import draw_he_fan_out
+from candid.models.convolution import Conv2d
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential()
         for width, num_convolutions in zip(config.widths, config.convolutions_per_stage, strict=True):
             for _ in range(num_convolutions):
-                self.features.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
+                self.features.append(Conv2d(channels, width, kernel_size=3, padding=1))
                 if config.batch_norm:
                     self.features.append(nn.BatchNorm2d(width))
                 self.features.append(nn.ReLU(inplace=True))

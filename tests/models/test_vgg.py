@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 from candid.models import build_model, find_variant
+from candid.models.convolution import Conv2d
 from candid.models.vgg import VARIANTS, VGG
 from candid.weights.layouts import TORCHVISION
 
@@ -74,7 +75,7 @@ def test_cifar_network_is_the_convolutions_of_vgg16_bn_and_one_linear_layer() ->
 def test_relu_follows_every_convolution_and_hidden_layer(name: str) -> None:
     with torch.device("meta"):
         model = build_model(name, 10)
-    letters = {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "M", nn.Linear: "L", nn.Dropout: "D"}
+    letters = {Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "M", nn.Linear: "L", nn.Dropout: "D"}
     kinds = "".join(letters.get(type(module), "") for module in model.modules())
     convolution = "CBR" if "-bn" in name else "CR"
     stages = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
