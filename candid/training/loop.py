@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from candid.checkpoint import Checkpoint, TrainingState, build_network
 from candid.data.loading import Batch
@@ -90,7 +90,6 @@ class Trainer:
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
         self.scaler = self._new_scaler()
         self.auxiliary_loss = find_variant(recipe.model.name).auxiliary_loss
-        self.clip_norm = recipe.training.clip_norm or math.inf
         self._run_model: nn.Module = self.model
 
     def build(self, num_classes: int) -> nn.Module:
@@ -224,6 +223,13 @@ class Trainer:
         if state.gradient_scaler:
             self.scaler.load_state_dict(state.gradient_scaler)
 
+    def clip_gradients(self) -> Tensor:
+        """The norm of the whole gradient, which is shortened to the recipe's largest norm where it has one."""
+        norm = get_total_norm([value.grad for value in self.model.parameters() if value.grad is not None])
+        if self.recipe.training.clip_norm:
+            clip_grads_with_norm_(self.model.parameters(), self.recipe.training.clip_norm, norm)
+        return norm
+
     def refuse_divergence(self, batch: Batch, gradient_norm: Tensor) -> None:
         """Raise `Diverged` where the step from `batch` met or made a value that is no finite number.
 
@@ -281,7 +287,7 @@ def train_one_epoch(
                 trainer.scaler.scale(loss * share).backward()
                 trainer.tally.add(loss, logits, targets)
             trainer.scaler.unscale_(trainer.optimizer)
-            norm = clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
+            norm = trainer.clip_gradients()
             trainer.scaler.step(trainer.optimizer)
             trainer.scaler.update()
             trainer.refuse_divergence(batch, norm)
