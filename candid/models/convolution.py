@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from candid.models.fusing import TYPES, type_of_maps
+from candid.models.fusing import TYPES, as_planes, as_rows, type_of_maps
 
 SMALL_MAPS, SMALL_MAPS_IN_FULL_PRECISION = 64, 16
 """Pixels of a map up to which products are faster."""
@@ -68,22 +68,22 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         if not multiplies:
             return torch.conv2d(x, weight, bias, stride, padding)
-        windows, filters = _windows(x, weight.shape[-1], stride, padding), _rows(weight).flatten(1)
+        windows, filters = _windows(x, weight.shape[-1], stride, padding), weight.permute(0, 2, 3, 1).flatten(1)
         rows = windows @ filters.t() if bias is None else torch.addmm(bias, windows, filters.t())
         number, height, width = _size(x, weight.shape[-1], stride, padding)
-        return rows.view(number, height, width, len(weight)).permute(0, 3, 1, 2)
+        return as_planes(rows, (number, len(weight), height, width))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        of_rows, side = _rows(gradient).reshape(-1, len(weight)), weight.shape[-1]
+        of_rows, side = as_rows(gradient), weight.shape[-1]
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = _gradient_of_maps(gradient, x, weight, ctx.stride, ctx.padding, ctx.multiplies)
         if ctx.needs_input_grad[1]:
             of_filters = of_rows.t() @ _windows(x, side, ctx.stride, ctx.padding)
-            of_weight = of_filters.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
+            of_weight = as_planes(of_filters, weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = of_rows.sum(dim=0)
         return of_x, of_weight, of_bias, None, None, None
@@ -98,13 +98,12 @@ def _gradient_of_maps(
         return torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape, [True, False, False])[0]
     windows = _windows(gradient, weight.shape[-1], 1, weight.shape[-1] - 1 - padding)
     turned = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # [k * k * D, C]
-    number, channels, height, width = x.shape
-    return (windows @ turned).view(number, height, width, channels).permute(0, 3, 1, 2)
+    return as_planes(windows @ turned, x.shape)
 
 
 def _windows(x: Tensor, side: int, stride: int, padding: int) -> Tensor:
     """[N * H * W, k * k * C] of x [N, C, ...], where H W are the pixels that a convolution leaves."""
-    padded = pad(_rows(x), (0, 0, padding, padding, padding, padding)).contiguous()
+    padded = pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).contiguous()
     by_image, by_line, by_pixel, _ = padded.stride()
     channels = padded.shape[-1]
     size = (*_size(x, side, stride, padding), side, side * channels)  # pixels of a line lie one behind the other
@@ -116,8 +115,3 @@ def _size(x: Tensor, side: int, stride: int, padding: int) -> tuple[int, int, in
     """N H W of what a convolution makes of x [N, C, ...]."""
     height, width = ((pixels + 2 * padding - side) // stride + 1 for pixels in x.shape[2:])
     return len(x), height, width
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """[N, C, H, W] as [N, H, W, C]: a view, in order in channels-last memory."""
-    return maps.permute(0, 2, 3, 1)

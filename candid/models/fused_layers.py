@@ -20,7 +20,7 @@ from torch.nn.functional import max_pool2d
 from torch.utils.flop_counter import register_flop_formula
 
 from candid.models.compiling import load_pieces
-from candid.models.fusing import TYPES, fold, is_watched, type_of_maps, uses_batch, vector_type
+from candid.models.fusing import TYPES, as_planes, as_rows, fold, is_watched, type_of_maps, uses_batch, vector_type
 
 ACTIVATIONS: dict[type, str] = {type(None): "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
 """What the pieces call the activations that they know."""
@@ -85,24 +85,24 @@ class DepthwiseConv2d(nn.Conv2d):
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, activation: str) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows = _rows(x)
+        rows = as_rows(x)
         mean, variance = torch.ops.candid_layers.moments(rows)
         ctx.folded = fold(norm, mean, variance, len(rows))
         ctx.activation = activation
         ctx.save_for_backward(x)
         out = torch.ops.candid_layers.norm(rows, ctx.folded.scale, ctx.folded.shift, activation)
-        return _planes(out, x.shape)
+        return as_planes(out, x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,), folded = ctx.saved_tensors, ctx.folded
-        rows, of_rows = _rows(x), _rows(gradient.contiguous(memory_format=torch.channels_last))
+        rows, of_rows = as_rows(x), as_rows(gradient.contiguous(memory_format=torch.channels_last))
         arguments = (of_rows, rows, folded.scale, folded.shift, folded.mean)
         sums = torch.ops.candid_layers.norm_sums(*arguments, ctx.activation)
         corrections = folded.corrections(*sums, len(rows))
         of_x = torch.ops.candid_layers.norm_backward(*arguments, *corrections, ctx.activation)
-        return _planes(of_x, x.shape), *folded.gradients(*sums), None, None
+        return as_planes(of_x, x.shape), *folded.gradients(*sums), None, None
 
 
 class _Shift(torch.autograd.Function):
@@ -110,19 +110,19 @@ class _Shift(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor, activation: str) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.activation = activation
         ctx.save_for_backward(x, bias)
-        return _planes(torch.ops.candid_layers.norm(_rows(x), torch.ones_like(bias), bias, activation), x.shape)
+        return as_planes(torch.ops.candid_layers.norm(as_rows(x), torch.ones_like(bias), bias, activation), x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x, bias), of_x = ctx.saved_tensors, None
         scale, zeros = torch.ones_like(bias), torch.zeros_like(bias)
-        rows, of_rows = _rows(x), _rows(gradient.contiguous(memory_format=torch.channels_last))
+        rows, of_rows = as_rows(x), as_rows(gradient.contiguous(memory_format=torch.channels_last))
         arguments = (of_rows, rows, scale, bias, zeros)
         of_bias, _ = torch.ops.candid_layers.norm_sums(*arguments, ctx.activation)
         if ctx.needs_input_grad[0]:
             of_x = torch.ops.candid_layers.norm_backward(*arguments, zeros, zeros, ctx.activation)
-            of_x = _planes(of_x, x.shape)
+            of_x = as_planes(of_x, x.shape)
         return of_x, of_bias, None
 
 
@@ -170,17 +170,6 @@ def _fits(x: Tensor, modules: list[nn.Module]) -> bool:
     if x.numel() <= x.shape[1] or not x.is_contiguous(memory_format=torch.channels_last):
         return False  # of a single value, or of none, torch's layers complain
     return not is_watched(modules) and _load() is None
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] as [P, C]: a view, in channels-last memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _planes(rows: Tensor, shape: torch.Size) -> Tensor:
-    """[P, C] as [N, C, H, W]."""
-    number, channels, height, width = shape
-    return rows.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
 @cache

@@ -3,7 +3,7 @@
 Shapes: C channels; vectors [C], in float32 or, for maps in float64, in float64.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,6 +71,17 @@ def type_of_maps(x: Tensor) -> torch.dtype:
 def vector_type(dtype: torch.dtype) -> torch.dtype:
     """The type of vectors that belong to maps of a type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] as [P, C], P = N * H * W: a view, in channels-last memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_planes(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """[P, C] as maps of `shape` [N, C, H, W] in channels-last memory."""
+    number, channels, height, width = shape
+    return rows.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
 def is_watched(modules: Iterable[nn.Module]) -> bool:
