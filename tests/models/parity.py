@@ -18,6 +18,12 @@ behind); updates running statistics in place."""
 TOLERANCE = 1e-10
 
 
+def maps(number: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Random maps in channels-last memory."""
+    torch.manual_seed(0)
+    return torch.randn(number, channels, height, width, dtype=dtype).to(memory_format=torch.channels_last)
+
+
 def randomise(model: nn.Module) -> None:
     """Moves all that starts at 0 or 1, so that no two values can stand in for one another."""
     generator = torch.Generator().manual_seed(2)

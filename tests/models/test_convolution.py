@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity import maps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,12 +14,6 @@ from candid.models.convolution import Conv2d
 from candid.models.fusion import fuse_norms
 
 DIGITS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
-
-
-def maps(number: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Random maps in channels-last memory."""
-    torch.manual_seed(0)
-    return torch.randn(number, channels, height, width, dtype=dtype).to(memory_format=torch.channels_last)
 
 
 def multiplied(out: Tensor) -> bool:

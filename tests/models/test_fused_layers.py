@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from parity import maps
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -18,12 +19,6 @@ NETWORKS = ["resnet20-cifar", "wrn-16-4", "mobilenetv2-0.35", "shufflenetv2-0.5-
 @pytest.fixture(autouse=True)
 def compiled():
     assert fused_layers._load() is None
-
-
-def maps(number: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Random maps in channels-last memory."""
-    torch.manual_seed(0)
-    return torch.randn(number, channels, height, width, dtype=dtype).to(memory_format=torch.channels_last)
 
 
 def fused(out: Tensor) -> bool:
