@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from candid.checkpoint import Checkpoint, TrainingState, build_network
 from candid.data.loading import Batch
@@ -86,6 +86,8 @@ class Trainer:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # names stay; evaluation does as before
         if recipe.training.memory == "recompute" and not find_variant(recipe.model.name).has_dense_block:
             recompute_segments(self.model)  # a dense block does so by itself
+        self.parameters = list(self.model.parameters())  # a walk through a thousand layers takes a while
+        self.statistics = list(self.model.buffers())
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.schedule = RateSchedule(recipe.schedule, recipe.optimizer.rate, steps_per_epoch, recipe.training.epochs)
         self.scaler = self._new_scaler()
@@ -215,41 +217,49 @@ class Trainer:
             self.model.load_state_dict(_with_prefix("weights.", state.tensors))
         if self.ranks.is_first:  # the others begin at nothing: the totals are added up over ranks
             self.tally = Tally(**_with_prefix("tally.", state.tensors)).to(self.device)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         buffers: dict[int, dict[str, Tensor]] = {}
         for name, value in _with_prefix("optimizer.", state.tensors).items():
             number, _, buffer = name.partition(".")
-            buffers.setdefault(int(number), {})[buffer] = value
+            of_parameter = torch.empty_like(parameters[int(number)])  # in its order, else every step takes longer
+            is_like_it = value.shape == of_parameter.shape
+            buffers.setdefault(int(number), {})[buffer] = of_parameter.copy_(value) if is_like_it else value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
         if state.gradient_scaler:
             self.scaler.load_state_dict(state.gradient_scaler)
 
-    def clip_gradients(self) -> Tensor:
-        """The norm of the whole gradient, which is shortened to the recipe's largest norm where it has one."""
-        norm = get_total_norm([value.grad for value in self.model.parameters() if value.grad is not None])
+    def clip_gradients(self) -> None:
+        """Shorten the whole gradient to the recipe's largest norm, where it has one."""
         if self.recipe.training.clip_norm:
-            clip_grads_with_norm_(self.model.parameters(), self.recipe.training.clip_norm, norm)
-        return norm
+            clip_grad_norm_(self.parameters, self.recipe.training.clip_norm)
 
-    def refuse_divergence(self, batch: Batch, gradient_norm: Tensor) -> None:
+    def refuse_divergence(self, batch: Batch) -> None:
         """Raise `Diverged` where the step from `batch` met or made a value that is no finite number.
 
-        In fp16 an infinite gradient is no divergence: the scaler leaves the step out and halves its scale. At a scale
+        What is not finite in a gradient is so in the weights after the step: its norm is there to name the cause. In
+        fp16 an infinite gradient is no divergence: the scaler leaves the step out and halves its scale. At a scale
         below 1, though, the scale is not the reason.
         """
-        found = {"the loss": self.tally.loss}
-        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            found["the gradient's norm"] = gradient_norm
-        found["the sum of the weights"] = self._sum(self.model.parameters())
-        found["the sum of the normalisation layers' statistics"] = self._sum(self.model.buffers())
-        values = torch.stack([value.double() for value in found.values()]).tolist()  # waits for the device only once
-        for what, value in zip(found, values, strict=True):
+        sums = torch.stack([self.tally.loss, self._sum(self.parameters), self._sum(self.statistics)])
+        loss, weights, statistics = sums.tolist()  # waits for the device only once
+        scale_is_no_reason = self.scaler.is_enabled() and self.scaler.get_scale() < 1
+        if math.isfinite(loss + weights + statistics) and not scale_is_no_reason:
+            return
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        found = {
+            "the loss": loss,
+            "the gradient's norm": get_total_norm(gradients).item(),
+            "the sum of the weights": weights,
+            "the sum of the normalisation layers' statistics": statistics,
+        }
+        for what, value in found.items():
             if not math.isfinite(value):
                 raise Diverged(f"{what} is {value}", batch)
 
     def _sum(self, tensors: Iterable[Tensor]) -> Tensor:
         """The sum over tensors of floats: not finite where one of their values is not."""
         sums = [tensor.detach().sum() for tensor in tensors if tensor.is_floating_point()]
-        return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
+        return torch.stack(sums).sum().double() if sums else torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.recipe.training.precision == "fp16")
@@ -287,10 +297,10 @@ def train_one_epoch(
                 trainer.scaler.scale(loss * share).backward()
                 trainer.tally.add(loss, logits, targets)
             trainer.scaler.unscale_(trainer.optimizer)
-            norm = trainer.clip_gradients()
+            trainer.clip_gradients()
             trainer.scaler.step(trainer.optimizer)
             trainer.scaler.update()
-            trainer.refuse_divergence(batch, norm)
+            trainer.refuse_divergence(batch)
             trainer.optimizer.zero_grad(set_to_none=True)
             trainer.step += 1
             trainer.update_average()

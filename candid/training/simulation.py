@@ -145,7 +145,7 @@ class _FakeTrainer(Trainer):
             model = copy.deepcopy(self._blueprint)
         return model._apply(fake)  # pyright: ignore[reportPrivateUsage]  # `to` would swap tensors, and may not
 
-    def refuse_divergence(self, batch: Batch, gradient_norm: Tensor) -> None:
+    def refuse_divergence(self, batch: Batch) -> None:
         """There is nothing to look at."""
 
 

@@ -45,7 +45,7 @@ class Tuning:
     recipe: Recipe
     timings: tuple[Timing, ...]
     seconds: float
-    """How long all of it took."""
+    """How long all of it took, rounded once, so that what is said of it is what is recorded."""
     busy_cores: float = 0.0
     """Cores that other programs took meanwhile, where they took so many that the times say little."""
     is_cached: bool = False
@@ -82,7 +82,7 @@ class Tuning:
             {**timing.settings, "step_ms": _milliseconds(timing.step_s), "chosen": timing.settings == chosen}
             for timing in self.timings
         ]
-        facts = {"cached": self.is_cached, "seconds": round(self.seconds, 3), "busy_cores": round(self.busy_cores, 2)}
+        facts = {"cached": self.is_cached, "seconds": self.seconds, "busy_cores": round(self.busy_cores, 2)}
         return {**facts, "timings": rows}
 
 
@@ -146,7 +146,7 @@ def tune(
         for vary in stages if stopwatch.budget_s else []:
             chosen = stopwatch.compare(chosen, list(filter(fits, vary(chosen))), ROUNDS[effort])
     busy_cores = stopwatch.busy_cores if num_ranks == 1 else 0.0  # other ranks measure at the same time
-    return Tuning(chosen, stopwatch.timings, stopwatch.elapsed_s, busy_cores)
+    return Tuning(chosen, stopwatch.timings, round(stopwatch.elapsed_s, 3), busy_cores)
 
 
 def vary_arithmetic(chosen: Recipe, is_open: Collection[str]) -> list[Recipe]:

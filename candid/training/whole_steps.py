@@ -27,7 +27,7 @@ def whole_step(trainer: "Trainer") -> Generator[None]:
     Raises:
         TornStep: if the weights or the optimizer's buffers had begun to change, which cannot be taken back.
     """
-    statistics = [buffer.clone() for buffer in trainer.model.buffers()]
+    statistics = [buffer.clone() for buffer in trainer.statistics]
     tally, known, before = trainer.tally.to(trainer.device), set(trainer.optimizer.state), _versions(trainer)
     try:
         yield
@@ -42,7 +42,7 @@ def whole_step(trainer: "Trainer") -> Generator[None]:
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.renew_scaler()
         with torch.no_grad():
-            for buffer, value in zip(trainer.model.buffers(), statistics, strict=True):
+            for buffer, value in zip(trainer.statistics, statistics, strict=True):
                 buffer.copy_(value)
         raise
 
@@ -50,5 +50,5 @@ def whole_step(trainer: "Trainer") -> Generator[None]:
 def _versions(trainer: "Trainer") -> list[int]:
     """How often each weight and each of the optimizer's buffers was changed in place."""
     buffers = (value for state in trainer.optimizer.state.values() for value in state.values())
-    tensors = [*trainer.model.parameters(), *(value for value in buffers if isinstance(value, Tensor))]
+    tensors = [*trainer.parameters, *(value for value in buffers if isinstance(value, Tensor))]
     return [tensor._version for tensor in tensors]  # pyright: ignore[reportPrivateUsage]  # torch's docs use it

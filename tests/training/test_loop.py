@@ -187,9 +187,16 @@ def test_a_restored_trainer_goes_on_bit_for_bit(optimizer: str, ema_decay: float
     saved = Checkpoint(
         copy.deepcopy(first.evaluated_model.state_dict()), first.recipe, ("a", "b", "c"), preprocessing, 3, 1, None
     )
-    state = TrainingState(copy.deepcopy(first.state_tensors()))
+    as_files_hold_it = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in first.state_tensors().items()
+    }
+    state = TrainingState(as_files_hold_it)
     resumed = Trainer(recipe(**changes), 3, 3, CPU)
     resumed.restore(saved, state)
+    for parameter, buffers in resumed.optimizer.state.items():
+        like_it = [value for value in buffers.values() if value.shape == parameter.shape]
+        assert like_it
+        assert {value.stride() for value in like_it} == {parameter.stride()}
     learn(resumed, batches())
     assert torch.equal(weights(straight), weights(resumed))
     for a, b in zip(
