@@ -53,7 +53,8 @@ def apart(make: Callable[[], Callable[[], T]]) -> Generator[Callable[[], T]]:
     Raises:
         EOFError: if it ended there in an error, whose text was printed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.automatic"])  # torch takes seconds to import
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(make, theirs))
     process.start()

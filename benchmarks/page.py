@@ -81,8 +81,9 @@ a batch.
         """
 Every network with a form for 32x32 pictures: candid's own loop with automatic settings and loading, against the best
 of fp32 and bf16 in NCHW and channels last, each timed by hand: the same network, a plain loop of forward, backward and
-SGD on one batch that is ready. What took 1.15 times the best after two rounds is not called again. Batches are smaller
-for large networks, down to eight pictures, so that a step takes a second or a few. candid runs in a process of its own.
+SGD on one batch that is ready. What took 1.15 times the best in the first round is not called again. Batches are
+smaller for large networks, down to eight pictures, so that a step takes a second or a few. candid runs in a process of
+its own.
 """,
     ),
     Section(

@@ -30,8 +30,10 @@ class Freezing:
 
         Their parameters get no gradient; their normalisation uses its running statistics and does not move them.
         """
-        frozen = self.frozen(epoch)
         model.train()
+        if not self.parts:
+            return
+        frozen = self.frozen(epoch)
         for name, module in model.named_modules():
             if name in frozen:
                 module.eval()

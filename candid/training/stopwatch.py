@@ -167,7 +167,8 @@ class Stopwatch:
         fastest_s = min(self.step_s.values(), default=math.inf)
         if min(seconds) > min(HOPELESS * fastest_s + START_UP_S * (not timed), self.budget_s / 4):
             return False
-        enough = len(timed) >= TIMED_STEPS and sum(timed) >= TIMED_S
+        is_out = min(timed, default=0.0) > NEAR[0] * fastest_s
+        enough = is_out or (len(timed) >= TIMED_STEPS and sum(timed) >= TIMED_S)
         return not timed or not (is_brief or enough or self.elapsed_s + min(timed) > self.budget_s)
 
     def _affords(self, recipe: Recipe) -> bool:

@@ -29,7 +29,7 @@ from candid.words import aligned, count
 
 Effort = Literal["off", "quick", "full"]
 BUDGET_S = {"quick": 20.0, "full": 180.0}
-ROUNDS = {"quick": 3, "full": 6}
+ROUNDS = {"quick": 2, "full": 6}
 SHARE = 0.03
 """The most of a run's time that measuring may take, unless everything is asked for."""
 LEAST_RUN_S = 60.0
