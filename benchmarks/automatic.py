@@ -26,7 +26,9 @@ CPU, NUM_CLASSES = torch.device("cpu"), 10
 VARIATIONS = {"augmentation.crop_padding": 4, "augmentation.mirror": True}
 
 
-def automatic_recipe(model: str, batch_size: int, side_px: int = 32, *, effort: Effort = "off") -> Recipe:
+def automatic_recipe(
+    model: str, batch_size: int, side_px: int = 32, *, effort: Effort = "off", budget_s: float | None = None
+) -> Recipe:
     """The network as candid trains it when nothing is asked for, with pad-and-crop and mirror."""
     wanted = Recipe().replace(
         {
@@ -41,7 +43,9 @@ def automatic_recipe(model: str, batch_size: int, side_px: int = 32, *, effort: 
     )
     class_names = tuple(f"class{index}" for index in range(NUM_CLASSES))
     recipe = resolve_recipe(wanted, DataSet("noise", class_names, 3, side_px, openers={}), CPU)
-    return recipe if effort == "off" else tune(recipe, wanted, NUM_CLASSES, CPU, effort=effort).recipe
+    if effort == "off":
+        return recipe
+    return tune(recipe, wanted, NUM_CLASSES, CPU, effort=effort, budget_s=budget_s).recipe
 
 
 def describe(recipe: Recipe) -> str:
@@ -97,10 +101,15 @@ def automatic_epoch(recipe: Recipe, data: TrainingData) -> Epoch:
     return Epoch(Trainer(recipe, NUM_CLASSES, batches.steps_per_epoch, CPU), batches)
 
 
-def measured_epoch(model: str, batch_size: int, steps: int, folder: Path | None = None) -> Epoch:
-    """An epoch as a run of candid has it, settings measured: of so many steps on noise, or of a folder's pictures."""
+def measured_epoch(
+    model: str, batch_size: int, steps: int, folder: Path | None = None, *, budget_s: float | None = None
+) -> Epoch:
+    """An epoch as a run of candid has it, settings measured: of so many steps on noise, or of a folder's pictures.
+
+    Measuring takes at most `budget_s`, None for what a run takes.
+    """
     keep_freed_memory()
-    recipe = automatic_recipe(model, batch_size, effort="quick")
+    recipe = automatic_recipe(model, batch_size, effort="quick", budget_s=budget_s)
     if folder is None:
         return automatic_epoch(recipe, as_data(*random_cifar(batch_size * steps)))
     recipe = recipe.replace({"data.name": str(folder)})

@@ -24,7 +24,8 @@ What each benchmark prints, put in here by `make bench` and, for whole runs, by 
 `python -m benchmarks.page`, which redoes single sections too (`python -m benchmarks.page zoo`). Contenders run in turn,
 and the fastest of several rounds counts; ratios are what to look at, because seconds depend on the machine. Where
 candid trains with measured settings, it does so in a process of its own: it treats memory and threads in its own way.
-Peaks of memory are those of processes of their own.
+Peaks of memory are those of processes of their own. Another page has [what a processor with AMX
+gives](benchmarks-amx.md), where bf16 is worth two to three times as much.
 """
 
 
@@ -81,9 +82,9 @@ a batch.
         """
 Every network with a form for 32x32 pictures: candid's own loop with automatic settings and loading, against the best
 of fp32 and bf16 in NCHW and channels last, each timed by hand: the same network, a plain loop of forward, backward and
-SGD on one batch that is ready. What took 1.15 times the best in the first round is not called again. Batches are
-smaller for large networks, down to eight pictures, so that a step takes a second or a few. candid runs in a process of
-its own.
+SGD on one batch that is ready. What took 1.15 times the best in the first of two rounds is not called again; below the
+bar, all have two more rounds. Batches are smaller for large networks, down to eight pictures, so that a step takes a
+second or a few. candid runs in a process of its own, and measures settings for at most 12 s in place of 20 s.
 """,
     ),
     Section(

@@ -122,15 +122,17 @@ def tune(
     num_steps: int | None = None,
     num_ranks: int = 1,
     effort: Effort = "quick",
+    budget_s: float | None = None,
     fits: Callable[[Recipe], bool] = lambda recipe: True,
 ) -> Tuning:
     """A resolved recipe with what `wanted` left open chosen by measuring, on one of `num_ranks` parts of a batch.
 
-    Of a run of `num_steps`, measuring takes at most SHARE of the time; None measures for as long as `effort` allows.
+    It takes at most `budget_s`, None for what `effort` allows; of a run of `num_steps`, at most SHARE of the time.
     Only recipes that `fits` accepts are tried. Random state and torch's settings are afterwards what they were.
     """
     share = math.ceil(recipe.training.batch_size / num_ranks)
-    stopwatch, is_open = Stopwatch(recipe, share, num_classes, device, BUDGET_S[effort]), list_open(wanted)
+    budget_s = BUDGET_S[effort] if budget_s is None else budget_s
+    stopwatch, is_open = Stopwatch(recipe, share, num_classes, device, budget_s), list_open(wanted)
     stages: list[Callable[[Recipe], list[Recipe]]] = [
         lambda chosen: vary_arithmetic(chosen, is_open),
         lambda chosen: vary_memory(chosen) if "memory" in is_open else [],
