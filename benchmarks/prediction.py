@@ -23,9 +23,9 @@ from torch import Tensor
 from benchmarks.measuring import describe_machine, fastest
 from candid.checkpoint import RunFolder, restore_network
 from candid.data.preprocessing import Preprocessing
+from candid.importing import import_weights
 from candid.models import build_model
 from candid.predict import load
-from candid.workflow import import_weights
 
 MODEL, SIDE_PX, NUM_CLASSES = "resnet18", 224, 1000
 NUM_PICTURES, PICTURE_SIZE_PX = 200, (500, 375)

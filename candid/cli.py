@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from candid.audit_command import audit
+from candid.compare_command import compare, describe
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 
 app.command()(plan)
+app.command()(audit)
 
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; else $CANDID_DATA and the usual places.")]
@@ -65,6 +68,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="How often to go through the pictures.")] = None,
     assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="A run for each, and their mean and spread.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Compile = None,
     tune: Tune = "quick",
@@ -104,15 +110,32 @@ def train(
     wanted = base.replace(given).override(assignments)
     allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
     from candid.workflow import train as train_network
+    from candid.workflow import train_seeds
 
+    several = None if seeds is None else _seeds(seeds, seed)
+    options: dict[str, Any] = {
+        "allowed": allowed,
+        "allow_bf16": bf16,
+        "tune": tune,
+        "data_dir": data_dir,
+        "device": device,
+    }
     try:
-        run = train_network(
-            wanted, out, resume, allowed=allowed, allow_bf16=bf16, tune=tune, data_dir=data_dir, device=device
-        )
+        if several is None:
+            runs = [train_network(wanted, out, resume, **options)]
+        else:
+            runs = train_seeds(wanted, several, out, resume, **options)
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
-    typer.echo(f"Report: {run / 'report.html'}\nTry it: candid predict {run} YOUR-PICTURE.jpg")
+    if len(runs) > 1:
+        from candid.report.side_by_side import read_side_by_side
+
+        for sentence in describe(read_side_by_side(runs)):
+            typer.echo(sentence)
+    for run in runs:
+        typer.echo(f"Report: {run / 'report.html'}")
+    typer.echo(f"Try it: candid predict {runs[0]} YOUR-PICTURE.jpg")
 
 
 @app.command()
@@ -120,47 +143,41 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over each picture and its mirror image.")] = False,
+    five_crops: Annotated[
+        bool,
+        typer.Option("--five-crops", help="Average over five crops of larger pictures; --mirror makes ten."),
+    ] = False,
     data: Annotated[str | None, typer.Option(help="Another data set or folder with the same classes.")] = None,
     device: Device = "auto",
     data_dir: DataDir = None,
 ) -> None:
     """Measure a run on a split; a look at the test split is recorded."""
+    from candid.calibration import Calibration
+    from candid.views import PLAIN, Views
     from candid.workflow import evaluate as evaluate_run
     from candid.workflow import evaluation_folder
 
-    evaluation = evaluate_run(run, split, mirror=mirror, data=data, data_dir=data_dir, device=device)
-    mirrored = " averaged over mirror images" if mirror else ""
+    views = Views(mirror, five_crops)
+    evaluation = evaluate_run(run, split, views=views, data=data, data_dir=data_dir, device=device)
     top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
     typer.echo(
-        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)}{mirrored} (95 % interval "
+        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)}{views.text()} (95 % interval "
         f"{interval(evaluation.accuracy_interval)}, {evaluation.num_images:,} pictures){top5}, "
-        f"loss {evaluation.loss:.4f}"
+        f"loss {evaluation.loss:.4f}, balanced accuracy {percent(evaluation.balanced_accuracy)}, calibration error "
+        f"{100 * evaluation.calibration_error:.1f} points"
     )
     rows = [
         (scores.class_name, f"{scores.images:,}", *map(percent, (scores.recall, scores.precision, scores.f1)))
         for scores in evaluation.per_class()
     ]
     print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
-    typer.echo(f"Written to {evaluation_folder(run, split, data, mirror=mirror)}")
+    calibration = Calibration.load(run) if split == "validation" and data is None and views == PLAIN else None
+    if calibration is not None:
+        typer.echo(calibration.text())
+    typer.echo(f"Written to {evaluation_folder(run, split, data, views)}")
 
 
-@app.command()
-def compare(first: Run, second: Run) -> None:
-    """Say whether two runs are equal to the last bit; exit code 1 where they are not."""
-    from candid.workflow import compare as compare_two
-
-    found = compare_two(first, second)
-    for key, (one, other) in found.recipe_differences.items():
-        typer.echo(f"{key}: {one!r} in {first}, {other!r} in {second}")
-    num_equal, num_different = len(found.equal_checkpoints), len(found.different_checkpoints)
-    typer.echo(f"Checkpoints that both kept, equal in every bit: {num_equal} of {num_equal + num_different}.")
-    if found.are_equal:
-        typer.echo("The runs are equal.")
-        return
-    where = [f"results.csv from epoch {found.first_different_epoch} on"] if found.first_different_epoch else []
-    where += [f"checkpoints from {found.different_checkpoints[0]} on"] if found.different_checkpoints else []
-    typer.echo(f"The runs differ: {', '.join(where)}.")
-    raise typer.Exit(1)
+app.command()(compare)
 
 
 @app.command()
@@ -220,7 +237,7 @@ def import_weights(
     """Make a run of weights from elsewhere: torchvision, timm, GitHub, your own."""
     statistics = [None if text is None else _numbers(text) for text in (mean, std)]
 
-    from candid.workflow import import_weights as make_run
+    from candid.importing import import_weights as make_run
 
     run = make_run(
         source,
@@ -337,6 +354,16 @@ def _resumed_recipe(out: Path | None) -> "Recipe":
     return RunFolder.open(out).recipe
 
 
+def _seeds(text: str, seed: int | None) -> list[int]:
+    """The seeds of "0,1,2"."""
+    if seed is not None:
+        raise InputError("--seed and --seeds were given; use one of them.")
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise InputError(f"--seeds is {text!r}; expected different whole numbers from 0 on, such as 0,1,2.")
+    return list(map(int, parts))
+
+
 def _numbers(text: str) -> list[float]:
     """The numbers in "0.485,0.456,0.406"."""
     try:
@@ -347,8 +374,8 @@ def _numbers(text: str) -> list[float]:
 
 def _show_paper(name: str, figure: Path | None) -> None:
     from candid.paper_tables import find_paper
-    from candid.report.comparison import find_runs
     from candid.report.paper_figure import write_paper_figure
+    from candid.report.paper_runs import find_runs
 
     paper = find_paper(name)
     runs = find_runs(Path("runs"), paper)

@@ -8,44 +8,53 @@ import csv
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from candid.checkpoint import Checkpoint, restore_network
-from candid.data.decoding import decode_file
+from candid.data.decoding import VERSION, decode_file
 from candid.data.examples import Examples, StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.durable import new_folder, write_file
 from candid.errors import DataError
-from candid.models.fusion import fuse_norms
-from candid.out_of_memory import WithinMemory
 from candid.randomness import generator_for
+from candid.scores import (
+    Bin,
+    ClassScores,
+    Interval,
+    balanced_accuracy,
+    calibration_error,
+    reliability,
+    score_classes,
+    wilson_interval,
+)
+from candid.views import PLAIN, Views, prepare
 
 NUM_TOP = 5
 NUM_GRID_PICTURES = 64
 NUM_MISTAKES_SHOWN = 24
+NUM_HITS_SHOWN = 16
+NUM_PAIRS, NUM_PAIR_PICTURES = 10, 4
 THUMBNAIL_SIDE_PX = 112
 
 
 @dataclass(frozen=True)
-class ClassScores:
-    """How one class fared; all shares in [0, 1], `nan` where there was nothing to divide by."""
+class ConfusedPair:
+    """How often one class was taken for another."""
 
-    class_name: str
+    truth: str
+    prediction: str
     images: int
-    """Examples whose truth is this class."""
-    recall: float
-    """Share of the class's examples that were found: the accuracy on this class."""
-    precision: float
-    """Share of the predictions of this class that were right."""
-    f1: float
-    """Harmonic mean of precision and recall; 0 when nothing of the class was found."""
+    share: float
+    """Of the examples of `truth`."""
+    positions: tuple[int, ...]
+    """Of the examples with the highest confidence, at most four."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,11 @@ class Evaluation:
     top_classes: Tensor
     """int64 [N, K], best first."""
     top_probabilities: Tensor
-    """float32 [N, K], matching `top_classes`."""
+    """float32 [N, K], matching `top_classes`, at the temperature."""
     loss: float
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats, at a temperature of 1: that of training."""
+    temperature: float = 1.0
+    """What the logits were divided by (see `candid.calibration`)."""
 
     @property
     def num_images(self) -> int:
@@ -74,9 +85,19 @@ class Evaluation:
         return len(self.labels)
 
     @property
+    def correct(self) -> Tensor:
+        """Whether the best class is the truth, bool [N]."""
+        return self.top_classes[:, 0] == self.labels
+
+    @property
+    def confidences(self) -> Tensor:
+        """The probability of the best class, float32 [N]."""
+        return self.top_probabilities[:, 0]
+
+    @property
     def num_correct(self) -> int:
         """Examples whose best class is the truth."""
-        return int((self.top_classes[:, 0] == self.labels).sum())
+        return int(self.correct.sum())
 
     @property
     def accuracy(self) -> float:
@@ -84,7 +105,7 @@ class Evaluation:
         return self.num_correct / self.num_images
 
     @property
-    def accuracy_interval(self) -> tuple[float, float]:
+    def accuracy_interval(self) -> Interval:
         """95 % confidence interval of the accuracy."""
         return wilson_interval(self.num_correct, self.num_images)
 
@@ -104,30 +125,60 @@ class Evaluation:
 
     def per_class(self) -> list[ClassScores]:
         """The scores of each class, in class order."""
-        confusion = self.confusion
-        found = confusion.diagonal().tolist()
-        present, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
-        return [
-            ClassScores(
-                class_name=name,
-                images=present[k],
-                recall=_share(found[k], present[k]),
-                precision=_share(found[k], predicted[k]),
-                f1=_share(2 * found[k], present[k] + predicted[k]),
-            )
-            for k, name in enumerate(self.class_names)
-        ]
+        return score_classes(self.confusion, self.class_names)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes, in [0, 1]."""
+        return balanced_accuracy(self.per_class())
+
+    def reliability(self) -> list[Bin]:
+        """How often predictions are right, by how confident they are."""
+        return reliability(self.confidences, self.correct)
+
+    @property
+    def calibration_error(self) -> float:
+        """How far confidence and accuracy lie apart on average, in [0, 1]."""
+        return calibration_error(self.reliability())
 
     def most_confident_mistakes(self, number: int = NUM_MISTAKES_SHOWN) -> list[int]:
         """Positions of the wrong predictions with the highest probability, worst first."""
-        wrong = torch.nonzero(self.top_classes[:, 0] != self.labels).flatten()
-        by_confidence = self.top_probabilities[wrong, 0].argsort(descending=True, stable=True)
-        return wrong[by_confidence[:number]].tolist()
+        return self._by_confidence(~self.correct)[:number]
+
+    def least_certain_hits(self, number: int = NUM_HITS_SHOWN) -> list[int]:
+        """Positions of the right predictions with the lowest probability, lowest first."""
+        return self._by_confidence(self.correct)[::-1][:number]
+
+    def confused_pairs(self, number: int = NUM_PAIRS) -> list[ConfusedPair]:
+        """The pairs of different classes with the most mistakes, most first."""
+        confusion, predictions = self.confusion, self.top_classes[:, 0]
+        mistakes, present = confusion - confusion.diag().diag(), confusion.sum(dim=1).tolist()
+        pairs: list[ConfusedPair] = []
+        for index in mistakes.flatten().argsort(descending=True, stable=True)[:number].tolist():
+            truth, prediction = divmod(index, len(self.class_names))
+            images = int(mistakes[truth, prediction])
+            if images:
+                positions = self._by_confidence((self.labels == truth) & (predictions == prediction))
+                names = self.class_names[truth], self.class_names[prediction]
+                pairs.append(
+                    ConfusedPair(*names, images, images / present[truth], tuple(positions[:NUM_PAIR_PICTURES]))
+                )
+        return pairs
+
+    def _by_confidence(self, chosen: Tensor) -> list[int]:
+        """Positions of those that are chosen, bool [N], the most confident first."""
+        positions = torch.nonzero(chosen).flatten()
+        return positions[self.confidences[positions].argsort(descending=True, stable=True)].tolist()
 
     def grid(self) -> list[int]:
         """Positions of at most 64 examples, drawn at random but always the same, ascending."""
         order = torch.randperm(self.num_images, generator=generator_for("grid", self.num_images))
         return sorted(order[:NUM_GRID_PICTURES].tolist())
+
+    def shown(self) -> list[int]:
+        """Positions of all pictures that a report shows."""
+        of_pairs = (position for pair in self.confused_pairs() for position in pair.positions)
+        return sorted({*self.grid(), *self.most_confident_mistakes(), *self.least_certain_hits(), *of_pairs})
 
     def summary(self) -> dict[str, object]:
         """The headline figures, ready for JSON."""
@@ -137,8 +188,11 @@ class Evaluation:
             "correct": self.num_correct,
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
+            "balanced_accuracy": self.balanced_accuracy,
             "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
+            "temperature": self.temperature,
+            "calibration_error": self.calibration_error,
             "class_names": list(self.class_names),
         }
 
@@ -155,8 +209,8 @@ class Evaluation:
             confusion = [[name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
             _write_table(partial / "confusion.csv", [["truth", *self.class_names], *confusion])
             (partial / "pictures").mkdir()
-            for position in {*self.grid(), *self.most_confident_mistakes()}:
-                _save_thumbnail(examples, position, partial / "pictures" / f"{position}.png")
+            for position in self.shown():
+                save_thumbnail(examples, position, partial / "pictures" / f"{position}.png")
 
     @classmethod
     def load(cls, folder: Path) -> "Evaluation":
@@ -180,6 +234,7 @@ class Evaluation:
             top_classes=torch.tensor([[index[row[f"class_{k}"]] for k in ranks] for row in rows]),
             top_probabilities=torch.tensor([[float(row[f"probability_{k}"]) for k in ranks] for row in rows]),
             loss=summary["loss"],
+            temperature=summary.get("temperature", 1.0),  # older runs have none
         )
 
     def _prediction_rows(self) -> list[list[object]]:
@@ -201,11 +256,19 @@ class Evaluation:
         return rows
 
     def _per_class_rows(self) -> list[list[object]]:
-        header: list[object] = ["class_name", "images", "accuracy", "precision", "recall", "f1"]
-        return [header] + [
-            [s.class_name, s.images, *(f"{value:.6f}" for value in (s.recall, s.precision, s.recall, s.f1))]
-            for s in self.per_class()
-        ]
+        header: list[object] = ["class_name", "images", "accuracy"]
+        header += [name + end for name in ("precision", "recall", "f1") for end in ("", "_low", "_high")]
+        rows = [header]
+        for s in self.per_class():
+            row: list[object] = [s.class_name, s.images, f"{s.recall:.6f}"]
+            for value, bounds in (
+                (s.precision, s.precision_interval),
+                (s.recall, s.recall_interval),
+                (s.f1, s.f1_interval),
+            ):
+                row += [f"{number:.6f}" for number in (value, *(bounds or (math.nan, math.nan)))]
+            rows.append(row)
+        return rows
 
 
 @torch.inference_mode()
@@ -216,22 +279,24 @@ def evaluate_model(
     split: str,
     after_batch: Callable[[], None] = lambda: None,
     *,
-    mirror: bool = False,
+    views: Views = PLAIN,
+    temperature: float = 1.0,
 ) -> Evaluation:
     """What `model` predicts for every example of `batches`; its training mode is left as it was.
 
-    `after_batch` is called after each batch, and may raise to stop. `mirror` is as in `prepare`.
+    `after_batch` is called after each batch, and may raise to stop. `batches` are as `views` want them; `temperature`
+    is as in `Evaluation`.
     """
     was_training = model.training
     model.eval()
     top_classes: list[Tensor] = []
     top_probabilities: list[Tensor] = []
     loss = torch.zeros((), dtype=torch.float64)
-    apply = prepare(model, mirror=mirror)
+    apply = prepare(model, views)
     for inputs, labels in batches:
         logits = apply(inputs).float()
         loss += cross_entropy(logits, labels, reduction="sum").double().cpu()
-        probabilities, classes = rank_classes(logits)
+        probabilities, classes = rank_classes(logits / temperature)
         top_classes.append(classes)
         top_probabilities.append(probabilities)
         after_batch()
@@ -244,29 +309,8 @@ def evaluate_model(
         top_classes=torch.cat(top_classes),
         top_probabilities=torch.cat(top_probabilities),
         loss=float(loss) / len(batches.examples),
+        temperature=temperature,
     )
-
-
-def prepare(model: nn.Module, *, mirror: bool = False) -> WithinMemory:
-    """A network in evaluation mode as validation, evaluation and prediction alike apply it.
-
-    `model` stays as it is; what is prepared has the weights that it has now. `mirror` averages over mirror images.
-    """
-    fused = fuse_norms(model)
-    return WithinMemory(WithMirrorImages(fused) if mirror else fused)
-
-
-class WithMirrorImages(nn.Module):
-    """A network that looks at each picture and at its mirror image, which takes twice the time."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:  # x [N, C, H, W]
-        """Logarithms of the mean probabilities [N, classes], which do as logits."""
-        both = torch.stack([self.network(view).float().log_softmax(dim=1) for view in (x, x.flip(3))])
-        return both.logsumexp(dim=0) - math.log(2)
 
 
 def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
@@ -283,13 +327,38 @@ def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, examples: Examples, split: str, device: torch.device, *, mirror: bool = False
+    checkpoint: Checkpoint,
+    examples: Examples,
+    split: str,
+    device: torch.device,
+    *,
+    views: Views = PLAIN,
+    temperature: float = 1.0,
 ) -> Evaluation:
-    """What a checkpoint predicts for `examples`, with `mirror` from each picture and its mirror image."""
+    """What a checkpoint predicts for `examples`."""
+    model, batches = open_batches(checkpoint, examples, device, views)
+    return evaluate_model(model, batches, checkpoint.class_names, split, views=views, temperature=temperature)
+
+
+def open_batches(
+    checkpoint: Checkpoint, examples: Examples, device: torch.device, views: Views = PLAIN
+) -> tuple[nn.Module, EvaluationBatches]:
+    """A checkpoint's network and the examples as it sees them, on the device."""
     batch_size = checkpoint.recipe.limits.evaluation_batch_size
-    batches = EvaluationBatches(examples, checkpoint.preprocessing, device, batch_size)
-    model = restore_network(checkpoint).to(device)
-    return evaluate_model(model, batches, checkpoint.class_names, split, mirror=mirror)
+    batches = EvaluationBatches(examples, views.enlarge(checkpoint.preprocessing), device, batch_size)
+    return restore_network(checkpoint).to(device), batches
+
+
+def describe_measurement(checkpoint: Checkpoint, data: str, views: Views = PLAIN) -> dict[str, object]:
+    """What an evaluation's number depends on beside the pictures: checkpoint, data, and how pixels came about."""
+    return {
+        "checkpoint": checkpoint.name,
+        "data": data,
+        **asdict(views),
+        "preprocessing": views.enlarge(checkpoint.preprocessing).model_dump(),
+        "resizing": "bilinear, antialiased",
+        "decoder": f"candid {VERSION}, Pillow {PIL.__version__}",
+    }
 
 
 def rank_classes(logits: Tensor, number: int = NUM_TOP) -> tuple[Tensor, Tensor]:
@@ -299,25 +368,13 @@ def rank_classes(logits: Tensor, number: int = NUM_TOP) -> tuple[Tensor, Tensor]
     return top.values.cpu(), top.indices.cpu()
 
 
-def wilson_interval(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927), in [0, 1]; it stays sensible near 0 and 1 and for few images."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / images
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
-
-
 def _write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _save_thumbnail(examples: Examples, position: int, path: Path) -> None:
+def save_thumbnail(examples: Examples, position: int, path: Path) -> None:
+    """One of the examples as a small PNG file."""
     if isinstance(examples, StoredExamples):
         pixels = examples.images[position]
     else:

@@ -12,7 +12,7 @@ from candid.zoo import Entry, describe_family
 if TYPE_CHECKING:
     from candid.models.summary import Summary
     from candid.paper_tables import Paper
-    from candid.report.comparison import MeasuredRun
+    from candid.report.paper_runs import MeasuredRun
 
 
 def show_networks(entries: Iterable[Entry], width: int | None) -> str:
@@ -106,7 +106,7 @@ def _error_table(
     paper: "Paper", entries: Mapping[str, Entry], runs: Sequence["MeasuredRun"], width: int | None
 ) -> list[str]:
     from candid.paper_tables import COLUMNS
-    from candid.report.comparison import mean_errors
+    from candid.report.paper_runs import mean_errors
 
     measured = mean_errors(runs)
     rows: list[tuple[str, ...]] = [("network", "depth", "parameters", "diff.", *COLUMNS)]

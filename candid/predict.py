@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from candid.calibration import find_temperature
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
 from candid.data.folders import list_pictures
 from candid.data.loading import read_square
 from candid.device import choose_device
 from candid.errors import DataError
-from candid.evaluation import prepare, rank_classes
+from candid.evaluation import rank_classes
+from candid.views import prepare
 
 BATCH_SIZE = 8
 """Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
@@ -49,9 +51,9 @@ class Prediction:
 class Predictor:
     """A network ready to name pictures, with the preprocessing it was measured with."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Put the checkpoint's network on `device`."""
-        self.checkpoint, self._device = checkpoint, device
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, temperature: float = 1.0) -> None:
+        """Put the checkpoint's network on `device`; its logits are divided by the temperature."""
+        self.checkpoint, self._device, self._temperature = checkpoint, device, temperature
         self._apply = prepare(restore_network(checkpoint).to(device))
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
@@ -94,7 +96,7 @@ class Predictor:
         ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
         if pictures:
             logits = self._apply(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
-            ranked = zip(*rank_classes(logits, top), strict=True)
+            ranked = zip(*rank_classes(logits / self._temperature, top), strict=True)
         predictions: list[Prediction] = []
         for file in files:
             if file in problems:
@@ -108,7 +110,8 @@ class Predictor:
 
 def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
     """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out."""
-    return Predictor(RunFolder.open(Path(run)).load(which), choose_device(device))
+    checkpoint = RunFolder.open(Path(run)).load(which)
+    return Predictor(checkpoint, choose_device(device), find_temperature(Path(run), checkpoint.name))
 
 
 def list_sources(sources: Sequence[Path]) -> list[Path]:

@@ -21,6 +21,11 @@ def interval(bounds: tuple[float, float]) -> str:
     return f"{percent(bounds[0])} to {percent(bounds[1])}"
 
 
+def p_value(value: float) -> str:
+    """What a test comes to, such as "p = 0.032"; below a thousandth only that."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
 def count(number: int, noun: str) -> str:
     """Such as "1 picture" or "1,000 pictures"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,44 +1,37 @@
 """The stages of a run as functions: what the command line calls, and what `import candid` offers."""
 
 import os
-import shutil
 from collections.abc import Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
-from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_network, refuse_existing
+from candid.calibration import calibrate, find_temperature
+from candid.checkpoint import RunFolder
 from candid.comparison import Comparison, compare_runs
 from candid.data.catalog import full_name, open_data_set
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import decode_once, hold_out
-from candid.device import choose_device, choose_memory_format
+from candid.device import choose_device
 from candid.errors import CheckpointError, InputError, did_you_mean
-from candid.evaluation import Evaluation, evaluate_checkpoint
-from candid.models import find_variant
+from candid.evaluation import Evaluation, describe_measurement, evaluate_checkpoint
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
+from candid.report.comparison_page import write_comparison
 from candid.report.memory_figure import write_memory_figure
+from candid.report.side_by_side import SideBySide, read_side_by_side
 from candid.report.writing import write_report
 from candid.training.planning import BUDGETS, Plan, describe_largest_batches, make_plan, trace_curves
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
-from candid.training.setup import describe_versions, resolve_recipe
+from candid.training.setup import resolve_recipe
 from candid.training.stopping import Stopped
 from candid.training.tuning import as_effort
-from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
-from candid.weights.matching import find_num_classes, match, num_misshapen
-from candid.weights.meaning import (
-    Origin,
-    check_statistics,
-    choose_preprocessing,
-    find_origin,
-    read_class_names,
-)
+from candid.views import PLAIN, Views
 
 NUM_RESUME_TEST_STEPS = 8
 
@@ -85,6 +78,23 @@ def train(
     return run.path
 
 
+def train_seeds(
+    recipe: Recipe, seeds: Sequence[int], out: Path | None = None, resume: bool = False, **options: Any
+) -> list[Path]:
+    """Train a recipe with each of several seeds, into OUT-seed-0 and so on; the run folders, in the seeds' order.
+
+    With `resume`, runs that were finished stay, those that were begun go on, the rest begin. `options` are as in
+    `train`, whose errors are this one's.
+    """
+    stem = out or _new_run_path(recipe)
+    runs = [stem.with_name(f"{stem.name}-seed-{seed}") for seed in seeds]
+    for seed, run in zip(seeds, runs, strict=True):
+        is_begun = resume and run.exists()
+        if not (is_begun and RunFolder.open(run).is_finished):
+            train(None if is_begun else recipe.replace({"seed": seed}), run, is_begun, **options)
+    return runs
+
+
 def plan(
     recipe: Recipe | None = None, *, allow_bf16: bool = False, data_dir: Path | None = None, device: str = "auto"
 ) -> Plan:
@@ -123,7 +133,18 @@ def _is_restarted(out: str | Path | None) -> bool:
     return restarts > 0 and out is not None and (Path(out) / "recipe.toml").is_file()
 
 
-def compare(first: str | Path, second: str | Path) -> Comparison:
+def compare(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> SideBySide:
+    """Put two or more runs side by side and write the page `out`.
+
+    Raises:
+        InputError: if one of them is no run, or another file lies at `out`.
+    """
+    found = read_side_by_side(list(map(Path, runs)))
+    write_comparison(Path(out), found)
+    return found
+
+
+def compare_exactly(first: str | Path, second: str | Path) -> Comparison:
     """Whether two runs are equal in every recorded epoch and every bit of the checkpoints that both kept."""
     return compare_runs(RunFolder.open(Path(first)), RunFolder.open(Path(second)))
 
@@ -165,16 +186,16 @@ def evaluate(
     run: str | Path,
     split: str = "validation",
     *,
-    mirror: bool = False,
+    views: Views = PLAIN,
     data: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """What the run's checkpoint predicts for a split of its data set, or of another with the same classes.
 
-    `mirror` averages over each picture and its mirror image: another way to measure, which gives another number.
-    The evaluation is kept in the run folder (see `evaluation_folder`). A look at the run's own test split is
-    recorded.
+    Several `views` of each picture are another way to measure, which gives another number. On the run's own validation
+    split, probabilities are calibrated (see `candid.calibration`). The evaluation is kept in the run folder (see
+    `evaluation_folder`). A look at the run's own test split is recorded.
 
     Raises:
         InputError: if there is no such run, split or data set.
@@ -189,24 +210,31 @@ def evaluate(
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     in_split = open_split(data_set, split, checkpoint.recipe)
-    examples = decode_once(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
-    evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device, mirror=mirror)
+    examples = decode_once(in_split, views.enlarge(checkpoint.preprocessing), checkpoint.recipe.data.in_memory)
+    if split == "validation" and data is None and views == PLAIN:
+        calibration, evaluation = calibrate(checkpoint, examples, chosen_device)
+        calibration.save(folder.path)
+    else:
+        temperature = find_temperature(folder.path, checkpoint.name) if views == PLAIN else 1.0
+        evaluation = evaluate_checkpoint(
+            checkpoint, examples, split, chosen_device, views=views, temperature=temperature
+        )
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
-    provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name, "mirror": mirror}
-    evaluation.save(evaluation_folder(folder.path, split, data, mirror=mirror), examples, provenance)
+    kept_in = evaluation_folder(folder.path, split, data, views)
+    evaluation.save(kept_in, examples, describe_measurement(checkpoint, name, views))
     return evaluation
 
 
-def evaluation_folder(run: Path, split: str, data: str | None = None, *, mirror: bool = False) -> Path:
-    """Where an evaluation is kept: evaluation-SPLIT, with -NAME for data other than the run's, with -mirrored.
+def evaluation_folder(run: Path, split: str, data: str | None = None, views: Views = PLAIN) -> Path:
+    """Where an evaluation is kept: evaluation-SPLIT, with -NAME for data other than the run's, and with its views.
 
     So the report never shows a number on other data, or by another way to measure, as the run's own.
     """
     parts = ["evaluation", split]
     if data is not None and not _is_own_data(RunFolder.open(run).recipe, data):
         parts.append(Path(data).resolve().name)
-    return run / "-".join([*parts, *["mirrored"] * mirror])
+    return run / "-".join([*parts, *views.names])
 
 
 def report(run: str | Path) -> Path:
@@ -221,67 +249,6 @@ def report(run: str | Path) -> Path:
     return write_report(folder.path)
 
 
-def import_weights(
-    source: str | Path,
-    model: str,
-    out: str | Path,
-    *,
-    classes: Path | None = None,
-    data: str | None = None,
-    new_head: bool = False,
-    image_size: int = 0,
-    channels: int = 0,
-    fit: str = "crop",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    sha256: str = "",
-    weights_dir: Path = WEIGHTS_DIR,
-) -> Path:
-    """Make a run folder of weights from elsewhere, as if it had been trained; its path.
-
-    `source` is a file or an http address, which is downloaded into `weights_dir` and needs a checksum. The class
-    names come from the file `classes`, else from `data`, a data set's name or a folder; else they are numbers. What
-    is 0 or None of `image_size` in px, `channels`, `mean` and `std` comes from `data`, the file's shapes and the
-    network. `evaluate` takes `data` too.
-
-    Raises:
-        InputError: if an argument cannot be used, or something is not known and has to be given.
-        CheckpointError: if the file, or the class file, cannot be used. Nothing has been written then.
-    """
-    out, variant, given = Path(out), find_variant(model), check_statistics(mean, std)
-    refuse_existing(out)
-    wanted = Recipe().replace(
-        {"model.name": model, "data.image_size": image_size, "data.channels": channels, "data.fit": fit}
-    )
-    origin = find_origin(data)
-    class_names = origin.class_names or None if classes is None else read_class_names(classes)
-    if new_head and class_names is None:
-        raise InputError("--new-head needs the names of the new classes; expected --classes FILE or --data NAME.")
-    file = open_weights(source, sha256, weights_dir)
-    recipe = _resolve_imported(wanted, file, origin)
-    class_names = class_names or _number_classes(file, recipe)
-    network = build_network(recipe, len(class_names))
-    loaded = match(file, network, model, new_head=new_head)
-    preprocessing, sentence = choose_preprocessing(
-        recipe.data, given, origin, sha256=file.sha256, is_of_imagenet=variant.image_size == 224
-    )
-    checkpoint = Checkpoint(loaded.state, recipe, class_names, preprocessing, step=0, epoch=0, validation_accuracy=None)
-    environment: dict[str, object] = {
-        "command": command_line(),
-        "versions": describe_versions(),
-        "imported": {"source": str(source), **asdict(loaded.report)},
-    }
-    run = RunFolder.create(out, recipe, environment)
-    try:
-        run.save(checkpoint, TrainingState({}), is_best=False)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-    for line in (*loaded.report.text().splitlines(), sentence):
-        Reporter().say(line)
-    return out
-
-
 def open_split(data_set: DataSet, split: str, recipe: Recipe) -> Examples:
     """The examples of a split; validation as the recipe held it out."""
     available = ["train", *(["validation"] if recipe.data.validation else [])]
@@ -293,39 +260,6 @@ def open_split(data_set: DataSet, split: str, recipe: Recipe) -> Examples:
         return data_set.openers["test"]()
     train_examples, validation = hold_out(data_set, recipe)
     return train_examples if validation is None or split == "train" else validation
-
-
-def _resolve_imported(wanted: Recipe, file: WeightsFile, origin: Origin) -> Recipe:
-    """The recipe with nothing left open: of the sizes and channels that come into question, those that fit best."""
-    model, variant = wanted.model.name, find_variant(wanted.model.name)
-    settled = wanted.replace(
-        {
-            "data.name": origin.name,
-            "data.validation": 0.1 if origin.has_validation else 0.0,  # of the rest, all may have been trained on
-            "model.dropout": variant.dropout,
-            "training.precision": "fp32",
-            "training.memory_format": choose_memory_format("auto"),
-        }
-    )
-    smallest = variant.config.smallest_image_size
-    usual = [size for size in (origin.image_size, variant.image_size) if size and size >= smallest]
-    recipes = [
-        settled.replace({"data.image_size": size, "data.channels": channels})
-        for size in ([wanted.data.image_size] if wanted.data.image_size else usual)
-        for channels in (
-            [wanted.data.channels] if wanted.data.channels else dict.fromkeys((origin.channels or 3, 3, 1))
-        )
-    ]
-    with torch.device("meta"):
-        return min(recipes, key=lambda recipe: num_misshapen(file, build_network(recipe, variant.num_classes), model))
-
-
-def _number_classes(file: WeightsFile, recipe: Recipe) -> tuple[str, ...]:
-    """The names class 0, class 1 and so on: as many as the head in the file has, else the network's own number."""
-    model, own = recipe.model.name, find_variant(recipe.model.name).num_classes
-    with torch.device("meta"):
-        num_classes = find_num_classes(file, build_network(recipe, own), model) or own
-    return tuple(f"class {index}" for index in range(num_classes))
 
 
 def _refuse_imported(run: Path, consequence: str) -> None:

@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from candid.data.examples import StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.data.preprocessing import Preprocessing
 from candid.errors import DataError
-from candid.evaluation import Evaluation, evaluate_model, wilson_interval
+from candid.evaluation import Evaluation, evaluate_model
+from candid.views import Views
 
 CLASSES = tuple(f"class {k}" for k in range(7))
 
@@ -66,12 +68,20 @@ def test_ragged_batches_give_the_numbers_of_one_large_batch(evaluation, examples
 
 
 def test_with_mirror_images_the_probabilities_are_averaged(examples):
-    found = evaluate_model(Linear(), batches(examples), CLASSES, "test", mirror=True)
+    found = evaluate_model(Linear(), batches(examples), CLASSES, "test", views=Views(mirror=True))
     one, other = (logits_of(images).softmax(dim=1) for images in (examples.images, examples.images.flip(3)))
     assert not torch.allclose(one, other)
     expected = (one + other) / 2
     assert torch.allclose(found.top_probabilities, expected.topk(5).values)
     assert found.loss == pytest.approx(-expected.gather(1, examples.labels[:, None]).log().mean().item())
+
+
+def test_a_temperature_changes_probabilities_and_neither_decisions_nor_the_loss(evaluation, examples, logits):
+    found = evaluate_model(Linear(), batches(examples), CLASSES, "test", temperature=2.5)
+    assert torch.equal(found.top_classes, evaluation.top_classes)
+    assert found.loss == evaluation.loss
+    assert torch.allclose(found.top_probabilities, (logits / 2.5).softmax(dim=1).topk(5).values)
+    assert torch.equal(found.confidences, found.top_probabilities[:, 0])
 
 
 def test_scores_equal_torchmetrics(evaluation, examples, logits):
@@ -101,19 +111,6 @@ def test_evaluation_leaves_the_network_as_it_was(examples):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("correct", "images", "low", "high"),
-    [  # closed form of Wilson 1927, computed with fractions by hand; 0 and n of n are the edge cases
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (5, 10, 0.2366, 0.7634),
-        (866, 1000, 0.8435, 0.8857),
-    ],
-)
-def test_wilson_interval(correct: int, images: int, low: float, high: float):
-    assert wilson_interval(correct, images) == pytest.approx((low, high), abs=5e-5)
-
-
 def test_mistakes_are_ordered_by_confidence(evaluation):
     mistakes = evaluation.most_confident_mistakes(10)
     confidence = [float(evaluation.top_probabilities[position, 0]) for position in mistakes]
@@ -124,16 +121,28 @@ def test_mistakes_are_ordered_by_confidence(evaluation):
 
 
 def test_what_was_saved_is_what_is_loaded(evaluation, examples, tmp_path: Path):
+    evaluation = replace(evaluation, temperature=1.25)
     evaluation.save(tmp_path / "evaluation-test", examples, {"checkpoint": "step-1"})
     again = Evaluation.load(tmp_path / "evaluation-test")
-    assert again.summary() == evaluation.summary()
+    assert again.summary() == evaluation.summary() | {
+        "calibration_error": pytest.approx(evaluation.calibration_error, abs=1e-6)
+    }
+    assert again.temperature == 1.25
     assert torch.equal(again.top_classes, evaluation.top_classes)
     assert (again.top_probabilities - evaluation.top_probabilities).abs().max() <= 1e-6
     with (tmp_path / "evaluation-test" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 301
     assert sum(int(row["correct"]) for row in rows) == evaluation.num_correct
-    shown = {*evaluation.grid(), *evaluation.most_confident_mistakes()}
+    with (tmp_path / "evaluation-test" / "per_class.csv").open() as file:
+        first = next(csv.DictReader(file))
+    score = evaluation.per_class()[0]
+    assert score.f1_interval is not None
+    assert [float(first[key]) for key in ("recall", "f1", "f1_low")] == pytest.approx(
+        [score.recall, score.f1, score.f1_interval[0]], abs=1e-6
+    )
+    shown = evaluation.shown()
+    assert {*evaluation.grid(), *evaluation.most_confident_mistakes(), *evaluation.least_certain_hits()} < {*shown}
     assert {path.stem for path in (tmp_path / "evaluation-test" / "pictures").iterdir()} == set(map(str, shown))
     position = evaluation.grid()[0]
     with Image.open(tmp_path / "evaluation-test" / "pictures" / f"{position}.png") as image:

@@ -59,6 +59,21 @@ def test_its_commands_about_settings_run(place: Path, monkeypatch: pytest.Monkey
     assert 'precision = "fp32"' in (place / "runs" / "exactly" / "recipe.toml").read_text()
 
 
+def test_its_commands_to_look_at_runs_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(place)
+    evaluate, compare, seeds, audit = blocks("sh")[5].splitlines()
+    run_command(evaluate)
+    run_command(compare)
+    assert (place / "comparison.html").is_file()
+    capsys.readouterr()
+    run_command(seeds)
+    assert "3 runs that differ in the seed alone" in capsys.readouterr().out
+    run_command(audit)
+    assert (place / "audits" / "pictures" / "audit.html").is_file()
+
+
 def test_its_plans_fit_and_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(place)
     for command in blocks("sh")[3].splitlines():

@@ -59,7 +59,7 @@ def test_a_run_compared_with_its_repetition_is_equal(
 ):
     train_run(small_recipe(pictures), tmp_path / "again", reporter=Reporter.silent())
     number = len(list((run / "checkpoints").iterdir()))
-    assert call(capsys, "compare", run, tmp_path / "again") == (
+    assert call(capsys, "compare", "--exact", run, tmp_path / "again") == (
         0,
         f"Checkpoints that both kept, equal in every bit: {number} of {number}.\nThe runs are equal.\n",
         "",
@@ -71,7 +71,7 @@ def test_a_run_compared_with_another_says_from_where_they_differ(
 ):
     other = train_run(small_recipe(pictures, seed=1), tmp_path / "other", reporter=Reporter.silent())
     both = sorted({p.name for p in (run / "checkpoints").iterdir()} & {p.name for p in other.checkpoints.iterdir()})
-    assert call(capsys, "compare", run, other.path) == (
+    assert call(capsys, "compare", "--exact", run, other.path) == (
         1,
         f"seed: 0 in {run}, 1 in {other.path}\n"
         f"Checkpoints that both kept, equal in every bit: 0 of {len(both)}.\n"
@@ -80,12 +80,12 @@ def test_a_run_compared_with_another_says_from_where_they_differ(
     )
 
 
-@pytest.mark.parametrize("arguments", [["verify"], ["compare"]])
+@pytest.mark.parametrize("arguments", [["verify"], ["compare", "--exact"]])
 def test_a_run_that_is_not_there_is_named_with_the_nearest(
     arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
 ):
     wrong = run.with_name("shape")
-    others = [run] if arguments == ["compare"] else []
+    others = [run] if "compare" in arguments else []
     code, _, complaint = call(capsys, *arguments, wrong, *others)
     assert (code, complaint) == (2, f"{wrong} does not exist; expected a run folder. Did you mean shapes?\n")
 
@@ -129,7 +129,7 @@ def test_a_finished_run_goes_on_for_more_epochs(
     ).path
     code, _, _ = call(capsys, "train", "--resume", "--out", short, "--epochs", 6)
     assert code == 0
-    assert call(capsys, "compare", short, long)[0] == 0
+    assert call(capsys, "compare", "--exact", short, long)[0] == 0
 
 
 def test_fewer_epochs_than_are_done_are_refused(stopped: Path, capsys: pytest.CaptureFixture[str]):
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_not_called_equal(run: Path, tmp_path: Path, cap
     copy = RunFolder(shutil.copytree(run, tmp_path / "copy"))
     place = sorted(copy.checkpoints.glob("*/optimizer.safetensors"))[0]
     place.write_bytes(place.read_bytes()[:-1] + b"x")
-    assert call(capsys, "compare", run, copy.path) == (
+    assert call(capsys, "compare", "--exact", run, copy.path) == (
         4,
         "",
         f"{place} is not what was saved (its SHA-256 differs). Use a good copy of the run, or train it again.\n",
@@ -200,7 +200,7 @@ def test_runs_without_anything_to_compare_are_not_called_equal(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     one, other = (RunFolder.create(tmp_path / name, RunFolder(run).recipe, {}).path for name in ("one", "other"))
-    assert call(capsys, "compare", one, other) == (
+    assert call(capsys, "compare", "--exact", one, other) == (
         4,
         "",
         f"{one} and {other} have nothing to compare: no finished epoch, and no checkpoint that both kept. "

@@ -11,10 +11,10 @@ from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from candid.evaluation import ClassScores, wilson_interval
 from candid.report.pictures import Picture
 from candid.report.reading import Epoch
 from candid.report.theme import Theme
+from candid.scores import Bin, ClassScores, wilson_interval
 from candid.words import percent, shorten
 
 Panel = Literal["loss", "accuracy", "learning rate"]
@@ -70,18 +70,13 @@ def worst_first(scores: Sequence[ClassScores]) -> list[ClassScores]:
     return sorted(scores, key=lambda score: (score.images == 0, score.recall if score.images else 0.0))
 
 
-def recall_interval(score: ClassScores) -> tuple[float, float]:
-    """95 % confidence interval of the recall of a class that has examples."""
-    return wilson_interval(round(score.recall * score.images), score.images)
-
-
 def draw_per_class(theme: Theme, scores: Sequence[ClassScores]) -> Figure:
     """A bar for the recall of each class with its 95 % interval, the worst on top; at most 40 bars."""
     shown = [score for score in worst_first(scores) if score.images][:MOST_BARS]
     figure = Figure(figsize=(4.4, 0.75 + 0.25 * len(shown)), layout="constrained")
     axes = figure.subplots()
     recalls = np.array([score.recall for score in shown])
-    bounds = np.array([recall_interval(score) for score in shown])
+    bounds = np.array([score.recall_interval for score in shown])
     rows = np.arange(len(shown))
     axes.barh(rows, recalls, height=0.62, color=theme.accent, alpha=0.55, linewidth=0)
     axes.errorbar(recalls, rows, xerr=np.abs(bounds.T - recalls), fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2)
@@ -96,6 +91,31 @@ def draw_per_class(theme: Theme, scores: Sequence[ClassScores]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    return figure
+
+
+def draw_reliability(theme: Theme, bins: Sequence[Bin]) -> Figure:
+    """Accuracy over confidence, a dot for each bin that is as large as its share of the pictures, with its interval.
+
+    Below the diagonal the network is surer than it is right.
+    """
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color=theme.second, linestyle=":", linewidth=1.2, label="as sure as right")
+    confidences, accuracies = ([getattr(part, name) for part in bins] for name in ("confidence", "accuracy"))
+    bounds = np.array([wilson_interval(round(part.accuracy * part.images), part.images) for part in bins])
+    reach = np.abs(bounds.T - np.array(accuracies))
+    axes.errorbar(confidences, accuracies, yerr=reach, fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2)
+    total = sum(part.images for part in bins)
+    sizes = [20 + 400 * part.images / total for part in bins]
+    axes.scatter(confidences, accuracies, s=sizes, color=theme.accent, alpha=0.55, linewidths=0, zorder=3)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy, with 95 % Wilson interval")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.set_aspect("equal")
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid()
     axes.set_axisbelow(True)
     return figure
 

@@ -1,16 +1,14 @@
 """The page: the words, tables, pictures and figures of a run put into `page.html.jinja`."""
 
-from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from typing import Any, cast
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from candid import words
-from candid.evaluation import ClassScores, Evaluation
+from candid.calibration import Calibration
+from candid.evaluation import Evaluation
+from candid.report.drawing import Drawing, draw_twice
 from candid.report.figures import (
     MOST_BARS,
     PANELS,
@@ -18,58 +16,32 @@ from candid.report.figures import (
     draw_confusion,
     draw_curves,
     draw_per_class,
-    recall_interval,
+    draw_reliability,
     worst_first,
 )
 from candid.report.headline import find_score, write_headline
 from candid.report.pictures import Pictures
-from candid.report.reading import Result, RunRecord, command_text
-from candid.report.theme import DARK, LIGHT, Draw, render_svg
+from candid.report.reading import DataSummary, Result, RunRecord, command_text
+from candid.report.templates import render
 
-NUM_CONFUSED_PAIRS = 10
 LONGEST_OPEN_TABLE = 40
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as data URIs of SVG, and what it shows in words."""
-
-    light: str
-    dark: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """How often one class was taken for another."""
-
-    truth: str
-    prediction: str
-    images: int
-    share: float
-    """Of the examples of `truth`."""
 
 
 def render_page(record: RunRecord, pictures: Pictures) -> str:
     """The HTML of the report."""
-    templates = Environment(
-        loader=PackageLoader("candid", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     data_set = PurePath(record.recipe.data.name).name  # of a folder, only its own name
     environment = {key: value for key, value in record.environment.items() if key != "command"}
-    return templates.get_template("page.html.jinja").render(
-        words=words,
+    return render(
+        "page.html.jinja",
         title=" on ".join(filter(None, (record.recipe.model.name, data_set))) or record.name,
         run=record,
         headline=write_headline(record),
         facts=list(state_facts(record)),
         curves=draw_panels(record),
         evaluation=describe_evaluation(record.evaluation) if record.evaluation else None,
+        calibration=describe_calibration(record.evaluation, record.calibration) if record.evaluation else None,
         pictures=pictures,
+        data=describe_data(record.data) if record.data else None,
         environment=list(flatten(environment)),
         command=command_text(record.environment.get("command")),
     )
@@ -86,6 +58,7 @@ def state_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         "Checkpoint": _checkpoint(record),
         "Last checkpoint": _told(result.last_test_accuracy, lambda share: f"{words.percent(share)} on the test split"),
         "Validation": _told(result.validation_accuracy, words.percent),
+        "Balanced": _told(record.evaluation and record.evaluation.balanced_accuracy, words.percent),
         "Top five": _told(record.evaluation and record.evaluation.top5_accuracy, words.percent),
         "Loss": _told(record.evaluation and record.evaluation.loss, lambda nats: f"{nats:.4f} nats"),
         "Training": _told(result.train_seconds, words.duration),
@@ -117,7 +90,7 @@ def draw_panels(record: RunRecord) -> list[Drawing]:
     span = f"over epochs {epochs[0].epoch} to {epochs[-1].epoch}"
     chosen = "" if best is None else f"; epoch {best} was chosen"
     return [
-        _drawing(
+        draw_twice(
             partial(draw_curves, epochs=epochs, best_epoch=best, panels=[panel]),
             f"Curve of the {panel} {span}{chosen}.",
         )
@@ -135,40 +108,49 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "images": evaluation.num_images,
         "num_classes": len(names),
-        "scores": [(score, _recall_bounds(score)) for score in scores],
+        "scores": scores,
         "table_is_long": len(scores) > LONGEST_OPEN_TABLE,
         "bars_drawn": min(len(present), MOST_BARS),
-        "bars": _drawing(
+        "bars": draw_twice(
             partial(draw_per_class, scores=scores),
             f"Bars of the recall per class, worst first: {words.shorten(present[0].class_name, 40)} has "
             f"{words.percent(present[0].recall)}, {words.shorten(present[-1].class_name, 40)} "
             f"{words.percent(present[-1].recall)}.",
         ),
         "matrix_classes": len(drawn),
-        "matrix": _drawing(
+        "matrix": draw_twice(
             partial(draw_confusion, confusion=confusion, class_names=names),
             f"Confusion matrix of {len(drawn)} classes, truth by row and prediction by column.",
         ),
-        "pairs": most_confused_pairs(evaluation),
     }
 
 
-def _recall_bounds(score: ClassScores) -> tuple[float, float] | None:
-    return recall_interval(score) if score.images else None
+def describe_data(data: DataSummary) -> dict[str, Any]:
+    """What the template shows of the pictures that were trained and validated on."""
+    train = data.images.get("train", ())
+    rows = sorted(zip(data.classes, *data.images.values(), strict=True), key=lambda row: row[1])
+    return {
+        "images": sum(train),
+        "num_classes": len(data.classes),
+        "fewest": min(train, default=0),
+        "most": max(train, default=0),
+        "splits": list(data.images),
+        "rows": rows,
+    }
 
 
-def most_confused_pairs(evaluation: Evaluation) -> list[ConfusedPair]:
-    """The pairs of different classes with the most mistakes, at most ten."""
-    confusion, names = evaluation.confusion, evaluation.class_names
-    mistakes = confusion - confusion.diag().diag()
-    present = confusion.sum(dim=1).tolist()
-    pairs: list[ConfusedPair] = []
-    for index in mistakes.flatten().argsort(descending=True, stable=True)[:NUM_CONFUSED_PAIRS].tolist():
-        truth, prediction = divmod(index, len(names))
-        images = int(mistakes[truth, prediction])
-        if images:
-            pairs.append(ConfusedPair(names[truth], names[prediction], images, images / present[truth]))
-    return pairs
+def describe_calibration(evaluation: Evaluation, calibration: Calibration | None) -> dict[str, Any]:
+    """What the template shows of how far probabilities can be trusted."""
+    bins, points = evaluation.reliability(), f"{100 * evaluation.calibration_error:.1f} points"
+    return {
+        "error": points,
+        "text": calibration.text() if calibration else "",
+        "thresholds": calibration.thresholds if calibration else (),
+        "diagram": draw_twice(
+            partial(draw_reliability, bins=bins),
+            f"Accuracy over confidence in {len(bins)} bins; on average they lie {points} apart.",
+        ),
+    }
 
 
 def flatten(value: object, name: str = "") -> Iterator[tuple[str, str]]:
@@ -190,10 +172,3 @@ def flatten(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 def _plain(value: object) -> str:
     named = {None: "–", True: "yes", False: "no"}
     return named[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _drawing(draw: Draw, alt: str) -> Drawing:
-    light, dark = (
-        f"data:image/svg+xml;base64,{b64encode(render_svg(draw, theme)).decode()}" for theme in (LIGHT, DARK)
-    )
-    return Drawing(light, dark, alt)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from candid.durable import write_file
 from candid.errors import InputError
 from candid.paper_tables import COLUMNS, Paper
-from candid.report.comparison import MeasuredRun
+from candid.report.paper_runs import MeasuredRun
 from candid.report.theme import Theme, is_own_png, render_png
 from candid.zoo import read_entries
 

@@ -1,38 +1,30 @@
 """The thumbnails an evaluation saved, each with what was predicted and what is true."""
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from candid.evaluation import Evaluation
+from candid.evaluation import ConfusedPair, Evaluation
 from candid.report.reading import RunRecord
 
 LARGEST_PNG_BYTES = 8192
-"""Thumbnails above become JPEGs in the page, so that 88 of them stay well below a megabyte."""
+"""Thumbnails above become JPEGs in the page, so that 144 of them stay below two megabytes."""
 TINY_PX = 64
 """Pictures up to this side are shown with their pixels as squares instead of blurred."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A thumbnail and the prediction for it."""
+class Thumbnail:
+    """A small picture and what a person calls it."""
 
     path: Path
     """PNG, grey or RGB."""
     file: str
-    prediction: str
     truth: str
-    probability: float
-    """Of the prediction, in [0, 1]."""
-
-    @property
-    def right(self) -> bool:
-        """Whether the prediction is the truth."""
-        return self.prediction == self.truth
 
     def as_data(self) -> tuple[str, bool]:
         """The picture as a data URI, and whether it is tiny."""
@@ -47,6 +39,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Picture(Thumbnail):
+    """A thumbnail and the prediction for it."""
+
+    prediction: str
+    probability: float
+    """Of the prediction, in [0, 1]."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the truth."""
+        return self.prediction == self.truth
+
+
+@dataclass(frozen=True)
 class Pictures:
     """What the report shows of an evaluation; empty where there is none."""
 
@@ -54,17 +60,35 @@ class Pictures:
     """Drawn at random."""
     mistakes: tuple[Picture, ...] = ()
     """The most confident first."""
+    hits: tuple[Picture, ...] = ()
+    """Right, the least confident first."""
+    seen: tuple[Thumbnail, ...] = ()
+    """Training pictures after all variations."""
+    pairs: tuple[tuple[ConfusedPair, tuple[Picture, ...]], ...] = ()
+    """The most confused pairs of classes with some of their pictures, most confused first."""
 
 
 def gather_pictures(record: RunRecord) -> Pictures:
     """The pictures of the run's evaluation."""
-    evaluation = record.evaluation
+    evaluation, seen = record.evaluation, tuple(_gather_seen(record))
     if evaluation is None:
-        return Pictures()
+        return Pictures(seen=seen)
     return Pictures(
+        seen=seen,
         grid=_gather(evaluation, evaluation.grid(), record.pictures),
         mistakes=_gather(evaluation, evaluation.most_confident_mistakes(), record.pictures),
+        hits=_gather(evaluation, evaluation.least_certain_hits(), record.pictures),
+        pairs=tuple(
+            (pair, _gather(evaluation, pair.positions, record.pictures)) for pair in evaluation.confused_pairs()
+        ),
     )
+
+
+def _gather_seen(record: RunRecord) -> Iterator[Thumbnail]:
+    for position, seen in enumerate(record.seen):
+        path = record.seen_pictures / f"{position}.png"
+        if path.exists():
+            yield Thumbnail(path, seen.file, seen.truth)
 
 
 def _gather(evaluation: Evaluation, positions: Iterable[int], folder: Path) -> tuple[Picture, ...]:

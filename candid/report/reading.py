@@ -5,13 +5,16 @@ import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from candid.calibration import Calibration
 from candid.durable import whole_lines
 from candid.errors import CheckpointError, InputError
 from candid.evaluation import Evaluation
+
+T = TypeVar("T")
 
 
 class Epoch(BaseModel):
@@ -75,6 +78,20 @@ class Gist(BaseModel):
     training: Part = Part()
 
 
+class DataSummary(BaseModel):
+    """data.json: how many pictures each class has in the splits that were trained and validated on."""
+
+    classes: tuple[str, ...]
+    images: dict[str, tuple[int, ...]]
+
+
+class SeenPicture(BaseModel):
+    """A row of training-pictures/pictures.json."""
+
+    file: str
+    truth: str = Field(alias="class")
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """What a run folder holds; what is missing there is empty or None here."""
@@ -88,6 +105,13 @@ class RunRecord:
     looks: tuple[Look, ...]
     evaluation: Evaluation | None
     """On the test split if there is one, else on validation."""
+    calibration: Calibration | None
+    """Of the checkpoint that was chosen."""
+    data: DataSummary | None
+    seen: tuple[SeenPicture, ...]
+    """What the first step learned from, after all variations."""
+    seen_pictures: Path
+    """Folder of them, `<position>.png`."""
     pictures: Path
     """Folder of the evaluation's thumbnails, `<position>.png`."""
 
@@ -116,9 +140,13 @@ def read_run(folder: Path) -> RunRecord:
         recipe=_parse_recipe(folder / "recipe.toml", recipe_text),
         environment=_read_environment(folder / "environment.json"),
         epochs=_read_epochs(folder / "results.csv"),
-        result=_read_result(folder / "result.json"),
+        result=_read_json(folder / "result.json", Result),
         looks=_read_looks(folder / "test_looks.jsonl"),
         evaluation=Evaluation.load(evaluated) if evaluated else None,
+        calibration=Calibration.load(folder),
+        data=_read_json(folder / "data.json", DataSummary),
+        seen=_read_json(folder / "training-pictures" / "pictures.json", tuple[SeenPicture, ...]) or (),
+        seen_pictures=folder / "training-pictures",
         pictures=(evaluated or folder) / "pictures",
     )
     if not (record.epochs or record.result or record.evaluation):
@@ -168,10 +196,11 @@ def _read_epochs(path: Path) -> tuple[Epoch, ...]:
         raise _damaged(path, error) from None
 
 
-def _read_result(path: Path) -> Result | None:
+def _read_json(path: Path, kind: type[T]) -> T | None:
+    """The file's value; None when there is no such file."""
     text = _read_text(path)
     try:
-        return Result.model_validate_json(text) if text else None
+        return TypeAdapter(kind).validate_json(text) if text else None
     except ValidationError as error:
         raise _damaged(path, error) from None
 

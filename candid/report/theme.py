@@ -32,10 +32,14 @@ class Theme:
     wrong: str
     on_accent: str
     """Of text on the accent."""
+    series: tuple[str, ...]
+    """Of runs side by side, told apart by those who see few colours too (after Okabe and Ito)."""
 
 
-LIGHT = Theme("#ffffff", "#1f2328", "#d5d8dc", "#1f6fb5", "#6b727a", "#19703a", "#b3261e", "#ffffff")
-DARK = Theme("#15181c", "#e4e6e8", "#3d444c", "#6cb2f2", "#9aa3ad", "#66c98a", "#ff8f87", "#10141a")
+LIGHT = Theme("#ffffff", "#1f2328", "#d5d8dc", "#1f6fb5", "#6b727a", "#19703a", "#b3261e", "#ffffff",
+              ("#0072b2", "#d55e00", "#007a5a", "#b0568c", "#8a6500", "#3d3d9e", "#882255", "#5c646d"))  # fmt: skip
+DARK = Theme("#15181c", "#e4e6e8", "#3d444c", "#6cb2f2", "#9aa3ad", "#66c98a", "#ff8f87", "#10141a",
+             ("#6cb2f2", "#f08a4b", "#3ecf9f", "#e39ac4", "#e6c04d", "#a3a3f5", "#e27ba0", "#a0a8b1"))  # fmt: skip
 
 Draw = Callable[[Theme], Figure]
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from candid.durable import write_file
-from candid.report.figures import draw_confusion, draw_curves, draw_per_class, draw_pictures
+from candid.report.figures import draw_confusion, draw_curves, draw_per_class, draw_pictures, draw_reliability
 from candid.report.page import render_page
 from candid.report.pictures import Pictures, gather_pictures
 from candid.report.reading import RunRecord, read_run
@@ -31,6 +31,7 @@ def _figures(record: RunRecord, pictures: Pictures) -> dict[str, Draw]:
     if record.evaluation:
         e = record.evaluation
         figures["per_class"] = partial(draw_per_class, scores=e.per_class())
+        figures["calibration"] = partial(draw_reliability, bins=e.reliability())
         figures["confusion"] = partial(draw_confusion, confusion=e.confusion, class_names=e.class_names)
     if pictures.grid:
         figures["examples"] = partial(draw_pictures, pictures=pictures.grid, columns=8, with_probability=False)

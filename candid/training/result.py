@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from candid.calibration import calibrate
 from candid.checkpoint import RunFolder
 from candid.data.examples import DataSet, Examples
 from candid.data.loading import decode_once
 from candid.device import peak_memory_mib
 from candid.durable import write_file
-from candid.evaluation import evaluate_checkpoint
+from candid.evaluation import describe_measurement, evaluate_checkpoint
 from candid.sizes import size
 from candid.training.progress import command_line
 from candid.words import interval, percent
@@ -25,11 +26,19 @@ def finish_run(
     history: Sequence[Mapping[str, Any]],
     predicted_memory_mib: float | None = None,
 ) -> str:
-    """Look at the test split once, with the chosen and the last checkpoint, and write result.json.
+    """Calibrate on the validation split, look at the test split once, and write result.json.
 
-    Returns the result in words. Without a test split, what the report shows is the validation split.
+    The look is one with the chosen and with the last checkpoint. Returns the result in words. Without a test split,
+    what the report shows is the validation split.
     """
     chosen, last = run.load(), run.load("latest")
+    provenance = describe_measurement(chosen, chosen.recipe.data.name)
+    temperature = 1.0
+    if validation is not None:
+        calibration, evaluation = calibrate(chosen, validation, device)
+        calibration.save(run.path)
+        evaluation.save(run.path / "evaluation-validation", validation, provenance)
+        temperature = calibration.temperature
     result: dict[str, object] = {
         "test_accuracy": None,
         "test_accuracy_interval": None,
@@ -42,10 +51,9 @@ def finish_run(
         "train_seconds": round(sum(row["seconds"] for row in history), 3),
         "images_per_second": round(sum(r["images"] for r in history) / sum(r["seconds"] for r in history), 1),
     }
-    provenance: dict[str, object] = {"checkpoint": chosen.name, "data": chosen.recipe.data.name}
     if "test" in data_set.openers:
         examples = decode_once(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
-        test = evaluate_checkpoint(chosen, examples, "test", device)
+        test = evaluate_checkpoint(chosen, examples, "test", device, temperature=temperature)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
         test.save(run.path / "evaluation-test", examples, provenance)
@@ -55,9 +63,6 @@ def finish_run(
             "test_images": test.num_images,
             "last_test_accuracy": last_test.accuracy,
         }
-    elif validation is not None:
-        evaluation = evaluate_checkpoint(chosen, validation, "validation", device)
-        evaluation.save(run.path / "evaluation-validation", validation, provenance)
     peaks = [round(peak_memory_mib(device), 1), *(row["peak_memory_mib"] for row in history)]
     result |= {"predicted_memory_mib": predicted_memory_mib, "peak_memory_mib": max(peaks)}
     write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")

@@ -11,7 +11,7 @@ import torch
 
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_existing
 from candid.data.catalog import open_data_set
-from candid.data.examples import FileExamples
+from candid.data.examples import DataSet, FileExamples
 from candid.data.loading import TrainingData, cut_epoch, open_training_data
 from candid.device import choose_device, keep_freed_memory, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
@@ -49,16 +49,19 @@ def train_run(
     device: str = "auto",
     allow_bf16: bool = False,
     effort: Effort = "quick",
+    data_set: DataSet | None = None,
     reporter: Reporter,
 ) -> RunFolder:
     """Train `recipe` into the new run folder `out`, and look at the test split once at the end.
+
+    `data_set` is what to train on where it is not the whole one that the recipe names.
 
     With `last_step`, stop and save after so many steps. Where the recipe has a budget of memory, its plan may take
     bf16 if `allow_bf16`. What the recipe leaves open is chosen by measuring, with so much `effort`.
     """
     refuse_existing(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker):
-        data_set = open_data_set(recipe.data.name, data_dir)
+        data_set = data_set or open_data_set(recipe.data.name, data_dir)
         wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
         plan = None
         if recipe.limits.memory:
@@ -100,6 +103,7 @@ def resume_run(
     last_step: int | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
+    data_set: DataSet | None = None,
     reporter: Reporter,
 ) -> RunFolder:
     """Go on with the run in `out` from its newest good checkpoint, at the step where that stands.
@@ -107,7 +111,7 @@ def resume_run(
     `wanted` is the recipe to go on with, None the run's own; it may differ from the run's in the keys `allowed`.
     Where it differs, the result is no longer what one recipe gives. More epochs stretch every schedule from where
     the run stands: only with a constant rate or a plateau, and a warm-up counted in epochs, are the bits those of a
-    run that was meant to be so long from the start.
+    run that was meant to be so long from the start. `data_set` is as in `train_run`.
 
     Raises:
         InputError: if the run is finished, or is not to go on like this.
@@ -117,7 +121,7 @@ def resume_run(
     """
     run = RunFolder.open(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker), _locked(run, ranks):
-        data_set = open_data_set(run.recipe.data.name, data_dir)
+        data_set = data_set or open_data_set(run.recipe.data.name, data_dir)
         own = resolve_recipe(run.recipe, data_set, chosen_device)  # where it is older than a key, that is still open
         recipe = own if wanted is None else resolve_recipe(wanted, data_set, chosen_device)
         changes = list_differences(own, recipe)

@@ -26,6 +26,7 @@ from candid.training.progress import Reporter, table_text
 from candid.training.ranks import Ranks
 from candid.training.result import finish_run
 from candid.training.saving import Saver
+from candid.training.seeing import keep_first_pictures, write_summary
 from candid.training.setup import describe_dense_blocks
 from candid.training.stopping import Stop, Stopped, stop_for
 from candid.training.whole_steps import TornStep
@@ -71,6 +72,8 @@ class Session:
 
     def begin(self, start: Loaded | None) -> None:
         """Begin from weights, and say what they are; from random ones where there are none."""
+        if self.ranks.is_first:
+            write_summary(self.data, self.data_set.class_names, self.run.path)
         if start is None:
             self.trainer.show(self._pictures_to_see())
         else:
@@ -148,6 +151,8 @@ class Session:
         epoch = len(self.history)
         first = self.trainer.step - epoch * self.batches.steps_per_epoch
         batches = self.batches.epoch(epoch, first, self.ranks.rank, self.ranks.number)
+        if self.trainer.step == 0 and self.ranks.is_first:
+            batches = keep_first_pictures(batches, self.data, self.data_set.class_names, self.run.path)
         try:
             train_one_epoch(self.trainer, batches, losses, self._after_step)
         except Diverged as error:

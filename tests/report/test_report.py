@@ -12,18 +12,19 @@ from PIL import Image
 
 from candid.data.examples import StoredExamples
 from candid.errors import CheckpointError, DataError, InputError
-from candid.evaluation import ClassScores, Evaluation
+from candid.evaluation import Evaluation
 from candid.recipe import Recipe
 from candid.report.figures import classes_to_draw, worst_first
 from candid.report.headline import write_headline
-from candid.report.page import flatten, most_confused_pairs, render_page
+from candid.report.page import flatten, render_page
 from candid.report.pictures import Picture, gather_pictures
 from candid.report.reading import read_run
 from candid.report.writing import write_report
+from candid.scores import ClassScores
 from candid.words import duration, moment, percent, shorten, showable
 
 ODD_NAMES = ("<script>alert(1)</script>", "猫", "$\\frac")
-FIGURES = ["confusion.png", "curves.png", "examples.png", "mistakes.png", "per_class.png"]
+FIGURES = ["calibration.png", "confusion.png", "curves.png", "examples.png", "mistakes.png", "per_class.png"]
 RESULT = {
     "test_accuracy": 0.75,
     "test_accuracy_interval": [0.4677, 0.9111],
@@ -166,8 +167,8 @@ def test_headline_has_number_interval_split_and_count(page):
 def test_facts_stand_beside_the_headline(page):
     assert (
         "Network lenet Data set shapes Split test Checkpoint best on validation, epoch 2, step 20 "
-        "Last checkpoint 50.00 % on the test split Validation 80.00 % Loss 0.6931 nats Training 2 min 13 s "
-        "Speed 4,322 pictures/s Training"
+        "Last checkpoint 50.00 % on the test split Validation 80.00 % Balanced 75.00 % "
+        "Loss 0.6931 nats Training 2 min 13 s Speed 4,322 pictures/s Training"
     ) in page.text
 
 
@@ -185,7 +186,9 @@ def test_page_asks_nobody_for_anything(page):
 
 def test_every_picture_has_data_that_opens_and_an_alternative_text(page):
     images = page.all("img")
-    assert len(images) == 3 + 1 + 1 + 12 + 3  # curves, bars, matrix, grid, mistakes
+    assert (
+        len(images) == 3 + 1 + 1 + 1 + 12 + 3 + 9 + 3
+    )  # curves, bars, matrix, calibration, grid, mistakes, hits, pairs
     for image in images:
         assert image["alt"]
         data = urlopen(image["src"]).read()
@@ -207,7 +210,9 @@ def test_pictures_say_prediction_and_truth_with_colour_and_mark(page, finished):
     figures = page.all("figure")
     evaluation = Evaluation.load(finished / "evaluation-test")
     right = [position % 4 != 3 for position in range(12)]
-    assert [figure["class"] for figure in figures] == ["right" if r else "wrong" for r in right] + ["wrong"] * 3
+    assert [figure["class"] for figure in figures] == ["right" if r else "wrong" for r in right] + ["wrong"] * 3 + [
+        "right"
+    ] * 9
     assert [figure["title"] for figure in figures[:12]] == list(evaluation.files)
     assert "✓ 猫 (猫)" in page.text
     assert "✗ 猫 (<script>a…/script>)" in page.text
@@ -216,9 +221,9 @@ def test_pictures_say_prediction_and_truth_with_colour_and_mark(page, finished):
 
 def test_worst_class_comes_first_in_the_table(page):
     assert (
-        "Class Recall 95 % interval Precision F1 Pictures "
-        "<script>alert(1)</script> 75.00 % 30.06 % to 95.44 % 75.00 % 75.00 % 4 "
-        "猫 75.00 % 30.06 % to 95.44 % 75.00 % 75.00 % 4"
+        "Class Recall 95 % interval Precision 95 % interval F1 95 % interval Pictures "
+        "<script>alert(1)</script> 75.00 % 30.06 % to 95.44 % 75.00 % 30.06 % to 95.44 % 75.00 % 37.49 % to 93.75 % 4 "
+        "猫 75.00 % 30.06 % to 95.44 % 75.00 % 30.06 % to 95.44 % 75.00 % 37.49 % to 93.75 % 4"
     ) in page.text
 
 
@@ -397,11 +402,11 @@ def test_large_thumbnails_become_jpegs(tmp_path):
 
 
 def test_most_confused_pairs_are_sorted_and_shared_by_truth(finished):
-    pairs = most_confused_pairs(Evaluation.load(finished / "evaluation-test"))
-    assert [(pair.truth, pair.prediction, pair.images, pair.share) for pair in pairs] == [
-        ("<script>alert(1)</script>", "猫", 1, 0.25),
-        ("猫", "$\\frac", 1, 0.25),
-        ("$\\frac", "<script>alert(1)</script>", 1, 0.25),
+    pairs = Evaluation.load(finished / "evaluation-test").confused_pairs()
+    assert [(pair.truth, pair.prediction, pair.images, pair.share, pair.positions) for pair in pairs] == [
+        ("<script>alert(1)</script>", "猫", 1, 0.25, (3,)),
+        ("猫", "$\\frac", 1, 0.25, (7,)),
+        ("$\\frac", "<script>alert(1)</script>", 1, 0.25, (11,)),
     ]
 
 
@@ -415,8 +420,7 @@ def test_matrix_of_many_classes_keeps_those_with_mistakes():
 
 
 def test_classes_without_examples_come_last():
-    absent = ClassScores("absent", 0, float("nan"), float("nan"), float("nan"))
-    good, bad = ClassScores("good", 2, 1.0, 1.0, 1.0), ClassScores("bad", 2, 0.5, 1.0, 0.67)
+    absent, good, bad = ClassScores("absent", 0, 0, 0), ClassScores("good", 2, 2, 2), ClassScores("bad", 2, 1, 1)
     assert worst_first([absent, good, bad]) == [bad, good, absent]
 
 

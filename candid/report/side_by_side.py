@@ -1,0 +1,131 @@
+"""Several runs side by side: their numbers, the spread over seeds, and which pictures tell two of them apart."""
+
+import tomllib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from candid.checkpoint import build_network
+from candid.errors import CandidError, InputError
+from candid.evaluation import Evaluation
+from candid.recipe import Recipe
+from candid.report.headline import Score, find_score
+from candid.report.reading import RunRecord, read_run
+from candid.scores import Pairing, pair
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A run among others."""
+
+    label: str
+    record: RunRecord
+    score: Score | None
+    parameters: int | None
+    """Trained values; None where the recipe cannot be read any more, or nothing was evaluated."""
+
+    @property
+    def train_seconds(self) -> float | None:
+        """How long it trained."""
+        return self.record.result.train_seconds if self.record.result else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Runs on the same split whose recipes differ in the seed alone."""
+
+    labels: tuple[str, ...]
+    split: str
+    mean: float
+    deviation: float
+    """The standard deviation of single runs, from n - 1."""
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two runs on the same pictures."""
+
+    first: str
+    second: str
+    pairing: Pairing
+    only_first: tuple[str, ...]
+    """Pictures that only the first was right about."""
+    only_second: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What several runs come to."""
+
+    contenders: tuple[Contender, ...]
+    spreads: tuple[Spread, ...]
+    duels: tuple[Duel, ...]
+
+
+def read_side_by_side(runs: Sequence[Path]) -> SideBySide:
+    """What lies in run folders.
+
+    Raises:
+        CandidError: if one of them is none, or there are fewer than two.
+    """
+    if len({run.resolve() for run in runs}) < 2:
+        raise InputError("There is one run to compare; expected two or more run folders. Name another one.")
+    names = [run.resolve().name for run in runs]
+    labels = names if len(set(names)) == len(names) else list(map(str, runs))
+    contenders = [_enter(label, run) for label, run in zip(labels, runs, strict=True)]
+    return SideBySide(tuple(contenders), tuple(find_spreads(contenders)), tuple(find_duels(contenders)))
+
+
+def find_spreads(contenders: Sequence[Contender]) -> list[Spread]:
+    """Mean and deviation of each group of runs that only the seed tells apart."""
+    groups: dict[tuple[str, str], list[Contender]] = {}
+    for contender in contenders:
+        if contender.score is not None and contender.record.recipe_text:
+            recipe = tomllib.loads(contender.record.recipe_text)
+            recipe.pop("seed", None)
+            groups.setdefault((repr(recipe), contender.score.split), []).append(contender)
+    spreads: list[Spread] = []
+    for (_, split), group in groups.items():
+        accuracies = [contender.score.accuracy for contender in group if contender.score]
+        if len(group) > 1:
+            labels = tuple(contender.label for contender in group)
+            spreads.append(Spread(labels, split, mean(accuracies), stdev(accuracies)))
+    return spreads
+
+
+def find_duels(contenders: Sequence[Contender]) -> list[Duel]:
+    """Each two runs that were evaluated on the same pictures with the same classes."""
+    duels: list[Duel] = []
+    for one, other in combinations(contenders, 2):
+        first, second = one.record.evaluation, other.record.evaluation
+        if first is None or second is None or not _are_comparable(first, second):
+            continue
+        wins = first.correct & ~second.correct, second.correct & ~first.correct
+        names = [tuple(first.files[k] for k in torch.nonzero(won).flatten().tolist()) for won in wins]
+        duels.append(Duel(one.label, other.label, pair(first.correct, second.correct), *names))
+    return duels
+
+
+def _enter(label: str, run: Path) -> Contender:
+    record = read_run(run)
+    parameters = None
+    with suppress(CandidError, OSError):  # an older candid's recipe
+        recipe = Recipe.from_toml(run / "recipe.toml")
+        if record.evaluation is not None and recipe.model.name:
+            with torch.device("meta"):
+                network = build_network(recipe, len(record.evaluation.class_names))
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Contender(label, record, find_score(record), parameters)
+
+
+def _are_comparable(first: Evaluation, second: Evaluation) -> bool:
+    return (
+        first.files == second.files
+        and first.class_names == second.class_names
+        and torch.equal(first.labels, second.labels)
+    )

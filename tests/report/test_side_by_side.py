@@ -1,0 +1,143 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import call
+from test_report import Page, write_run
+
+from candid.data.examples import StoredExamples
+from candid.errors import InputError
+from candid.evaluation import Evaluation
+from candid.models import count_parameters
+from candid.recipe import Recipe
+from candid.report.side_by_side import Duel, read_side_by_side
+from candid.scores import Pairing
+
+CLASSES = ("circle", "cross", "<b>stripes")
+
+
+def write_seed(run: Path, seed: int, wrong: tuple[int, ...]) -> Path:
+    """A run of 12 pictures with a seed, which is wrong about some of them."""
+    write_run(run, CLASSES)
+    folder = run / "evaluation-test"
+    evaluation = Evaluation.load(folder)
+    predictions = evaluation.labels.clone()
+    predictions[list(wrong)] = (predictions[list(wrong)] + 1) % 3
+    top = (predictions[:, None] + torch.arange(3)) % 3
+    shutil.rmtree(folder)
+    pictures = StoredExamples(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), evaluation.labels, evaluation.files)
+    replace(evaluation, top_classes=top).save(folder, pictures, {"data": "shapes"})
+    recipe = Recipe.from_toml(run / "recipe.toml").replace({"seed": seed, "data.channels": 1, "data.image_size": 28})
+    (run / "recipe.toml").write_text(recipe.to_toml())
+    result = json.loads((run / "result.json").read_text()) | {"test_accuracy": 1 - len(wrong) / 12}
+    (run / "result.json").write_text(json.dumps(result))
+    return run
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> list[Path]:
+    """Three runs that differ in the seed alone."""
+    return [
+        write_seed(tmp_path / "zero", 0, wrong=(0, 1, 2)),
+        write_seed(tmp_path / "one", 1, wrong=(2, 3)),
+        write_seed(tmp_path / "two", 2, wrong=(0, 1, 2, 5)),
+    ]
+
+
+def test_runs_that_differ_in_the_seed_have_a_spread(seeds: list[Path]):
+    [spread] = read_side_by_side(seeds).spreads
+    assert spread.labels == ("zero", "one", "two")
+    assert (spread.split, spread.mean) == ("test", 0.75)
+    assert spread.deviation == pytest.approx(1 / 12)  # of 9, 10 and 8 right among 12
+
+
+def test_another_recipe_has_a_spread_of_its_own(seeds: list[Path], tmp_path: Path):
+    recipe = Recipe.from_toml(seeds[2] / "recipe.toml").replace({"training.epochs": 9})
+    (seeds[2] / "recipe.toml").write_text(recipe.to_toml())
+    [spread] = read_side_by_side(seeds).spreads
+    assert spread.labels == ("zero", "one")
+
+
+def test_two_runs_are_paired_on_the_same_pictures(seeds: list[Path]):
+    duels = read_side_by_side(seeds).duels
+    assert [(duel.first, duel.second) for duel in duels] == [("zero", "one"), ("zero", "two"), ("one", "two")]
+    assert duels[0] == Duel("zero", "one", Pairing(8, 1, 2, 1), ("shapes/3.png",), ("shapes/0.png", "shapes/1.png"))
+
+
+def test_runs_on_other_pictures_are_not_paired(seeds: list[Path], tmp_path: Path):
+    other = write_run(tmp_path / "other", CLASSES, num_images=9)
+    assert read_side_by_side([seeds[0], other]).duels == ()
+
+
+def test_parameters_are_those_of_the_network(seeds: list[Path]):
+    expected = count_parameters("lenet", num_classes=3, in_channels=1, image_size=28)
+    assert {contender.parameters for contender in read_side_by_side(seeds).contenders} == {expected}
+
+
+def test_the_command_prints_numbers_and_writes_a_page(
+    seeds: list[Path], here: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, said, _ = call(capsys, "compare", *seeds)
+    lines = said.splitlines()
+    assert code == 0
+    assert lines[-5:] == [
+        "3 runs that differ in the seed alone (zero, one, two): 75.00 % on the test split, "
+        "standard deviation 8.33 points.",
+        "zero and one: of 12 pictures, 1 only the first got right, 2 only the second; McNemar's test gives p = 1.000.",
+        "zero and two: of 12 pictures, 1 only the first got right, 0 only the second; McNemar's test gives p = 1.000.",
+        "one and two: of 12 pictures, 3 only the first got right, 1 only the second; McNemar's test gives p = 0.625.",
+        "Page: comparison.html",
+    ]
+    page = Page((here / "comparison.html").read_text())
+    assert "3 runs side by side" in page.text
+    assert page.text.count("p = 0.625") == 1
+    assert "1 picture that of zero and one only zero got right" in page.text
+    assert "shapes/3.png" in page.text
+    assert not page.all("script")
+    assert not [tag for tag in page.all("b")]
+    images = page.all("img")
+    assert len(images) == 4
+    assert all((image["src"] or "").startswith("data:image/svg+xml;base64,") and image["alt"] for image in images)
+
+
+def test_the_page_replaces_itself_and_no_other_file(seeds: list[Path], here: Path, capsys: pytest.CaptureFixture[str]):
+    assert [call(capsys, "compare", *seeds)[0] for _ in range(2)] == [0, 0]
+    mine = here / "mine.html"
+    mine.write_text("<p>mine</p>")
+    assert call(capsys, "compare", *seeds, "--out", mine)[::2] == (
+        2,
+        f"{mine} is no comparison that candid wrote, so it stays as it is. Give another --out FILE.\n",
+    )
+    assert mine.read_text() == "<p>mine</p>"
+
+
+def test_one_run_has_nothing_to_be_compared_with(seeds: list[Path]):
+    for runs in ([seeds[0]], [seeds[0], seeds[0] / "."]):
+        with pytest.raises(InputError) as caught:
+            read_side_by_side(runs)
+        assert str(caught.value) == "There is one run to compare; expected two or more run folders. Name another one."
+
+
+def test_runs_of_one_name_are_called_by_their_paths(seeds: list[Path], tmp_path: Path):
+    copy = Path(shutil.copytree(seeds[0], tmp_path / "elsewhere" / "zero"))
+    labels = [contender.label for contender in read_side_by_side([seeds[0], copy]).contenders]
+    assert labels == [str(seeds[0]), str(copy)]
+
+
+def test_an_unfinished_run_stands_among_the_others(seeds: list[Path], here: Path, capsys: pytest.CaptureFixture[str]):
+    (seeds[1] / "result.json").unlink()
+    shutil.rmtree(seeds[1] / "evaluation-test")
+    code, said, _ = call(capsys, "compare", *seeds)
+    assert code == 0
+    assert "zero and two" in said
+    assert "one and two" not in said
+
+
+def test_exactly_two_runs_are_compared_exactly(seeds: list[Path], capsys: pytest.CaptureFixture[str]):
+    assert call(capsys, "compare", "--exact", *seeds)[::2] == (
+        2,
+        "--exact compares two runs, and 3 were given. Name two run folders.\n",
+    )
