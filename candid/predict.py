@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
-from candid.data.folders import list_pictures
-from candid.data.loading import read_square
+from candid.data.reading import decode_square
+from candid.data.sources import Picture, find_pictures
 from candid.device import choose_device
-from candid.errors import DataError
 from candid.evaluation import prepare, rank_classes
 
 BATCH_SIZE = 8
@@ -27,9 +26,10 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about one file."""
+    """What a network says about one picture."""
 
     file: str
+    """The name of the picture."""
     classes: tuple[str, ...]
     """Class names, best first; empty when the file is no picture."""
     probabilities: tuple[float, ...]
@@ -55,17 +55,16 @@ class Predictor:
         self._apply = prepare(restore_network(checkpoint).to(device))
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
-        """One Prediction for each picture among the files and folders (recursive) in `sources`, in order."""
-        given = [sources] if isinstance(sources, str | Path) else sources
-        return list(self.stream(list_sources([Path(source) for source in given]), top))
+        """One Prediction for each picture among `sources`, as `find_pictures` reads them, in order."""
+        return list(self.stream(find_pictures([sources] if isinstance(sources, str | Path) else sources), top))
 
-    def stream(self, files: Sequence[Path], top: int = 5) -> Generator[Prediction]:
-        """One Prediction for each file, in order, while the next ones are made; in memory are a few batches at most.
+    def stream(self, pictures: Sequence[Picture], top: int = 5) -> Generator[Prediction]:
+        """One Prediction for each picture, in order, while the next are made; in memory are a few batches at most.
 
-        Batches go side by side from the file to the ranked classes, each with its share of the threads, so that one
+        Batches go side by side from the bytes to the ranked classes, each with its share of the threads, so that one
         is decoded while another passes through the network, and no thread waits for the others after every layer.
         """
-        batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
+        batches = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
         num_threads = torch.get_num_threads()
         num_streams = max(1, min(MOST_STREAMS, num_threads, len(batches)))
         pool = ThreadPoolExecutor(num_streams, "predict", torch.set_num_threads, (num_threads // num_streams,))
@@ -82,52 +81,35 @@ class Predictor:
             torch.set_num_threads(num_threads)  # what threads that begin later have; ours never had another
 
     @torch.inference_mode()
-    def _predict_batch(self, files: Sequence[Path], top: int) -> list[Prediction]:
-        preprocessing, names = self.checkpoint.preprocessing, self.checkpoint.class_names
-        pictures: list[Tensor] = []
-        problems: dict[Path, str] = {}
-        for file in files:
+    def _predict_batch(self, pictures: Sequence[Picture], top: int) -> list[Prediction]:
+        squares: list[Tensor] = []
+        problems: dict[int, str] = {}
+        for position, picture in enumerate(pictures):
             try:
-                pictures.append(read_square(file, preprocessing))
+                squares.append(decode_square(picture.read(), picture.name, self.checkpoint.preprocessing))
             except UnreadablePicture as error:
-                problems[file] = str(error)
-        ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
-        if pictures:
-            logits = self._apply(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
-            ranked = zip(*rank_classes(logits, top), strict=True)
-        predictions: list[Prediction] = []
-        for file in files:
-            if file in problems:
-                predictions.append(Prediction(str(file), (), (), problems[file]))
-            else:
-                probabilities, classes = next(ranked)
-                found = tuple(names[index] for index in classes.tolist())
-                predictions.append(Prediction(str(file), found, tuple(probabilities.tolist())))
-        return predictions
+                problems[position] = str(error)
+        ranked = iter(self._rank(torch.stack(squares), top) if squares else [])
+        return [
+            Prediction(picture.name, (), (), problems[position])
+            if position in problems
+            else Prediction(picture.name, *next(ranked))
+            for position, picture in enumerate(pictures)
+        ]
+
+    def _rank(self, squares: Tensor, top: int) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """Classes and probabilities, best first, of each of the pictures uint8 [N, C, image_size, image_size]."""
+        logits = self._apply(self.checkpoint.preprocessing.normalise(squares.to(self._device))).float()
+        names = self.checkpoint.class_names
+        return [
+            (tuple(names[index] for index in classes.tolist()), tuple(probabilities.tolist()))
+            for probabilities, classes in zip(*rank_classes(logits, top), strict=True)
+        ]
 
 
 def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
     """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out."""
     return Predictor(RunFolder.open(Path(run)).load(which), choose_device(device))
-
-
-def list_sources(sources: Sequence[Path]) -> list[Path]:
-    """The files among `sources` and all pictures below the folders among them."""
-    files: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            found = [source / file for file in list_pictures(source)]
-            if not found:
-                raise DataError(
-                    f"{source} holds no pictures; expected at least one. "
-                    "Choose a file, or a folder with pictures in it."
-                )
-            files += found
-        elif source.exists():
-            files.append(source)
-        else:
-            raise DataError(f"{source} does not exist; expected a picture file or a folder of pictures.")
-    return files
 
 
 def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:

@@ -15,24 +15,29 @@ from candid.words import percent
 if TYPE_CHECKING:
     from candid.predict import Prediction
 
+SOURCES = (
+    "Pictures, folders of them (searched recursively), zip files, patterns such as '**/*.jpg', - for standard input."
+)
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")],
-    sources: Annotated[list[Path], typer.Argument(help="Picture files and folders (searched recursively).")],
+    sources: Annotated[list[str], typer.Argument(help=SOURCES)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
+    from candid.data.sources import find_pictures
     from candid.durable import write_file
-    from candid.predict import csv_lines, list_sources, load
+    from candid.predict import csv_lines, load
 
     predictor = load(run, device=device)
-    files = list_sources(sources)
+    pictures = find_pictures(sources)
     num_ranks = min(top, len(predictor.checkpoint.class_names))
     problems: list[str] = []
-    predictions = _note_problems(_show_progress(predictor.stream(files, top), len(files), as_json), problems)
+    predictions = _note_problems(_show_progress(predictor.stream(pictures, top), len(pictures), as_json), problems)
     if as_json:
         predictions = _print_json(predictions)
     if csv_file is not None:

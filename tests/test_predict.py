@@ -19,7 +19,8 @@ import candid
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
 from candid.data.decoding import decode_file
-from candid.data.loading import EvaluationBatches, open_training_data, read_square
+from candid.data.loading import EvaluationBatches, open_training_data
+from candid.data.sources import Picture, find_pictures
 from candid.errors import DataError
 from candid.evaluation import Evaluation
 
@@ -75,7 +76,8 @@ def test_any_size_and_mode_is_taken(run: Path, tmp_path: Path):
     [
         (
             lambda folder: folder / "none.png",
-            "{0}/none.png does not exist; expected a picture file or a folder of pictures.",
+            "{0}/none.png does not exist; expected a picture, a folder or zip file of pictures, a pattern such as "
+            "'pictures/*.jpg', or - for standard input. Check the path.",
         ),
         (
             lambda folder: folder,
@@ -103,11 +105,12 @@ def two_threads() -> Generator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pictures: Path):
+def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pictures: Path, tmp_path: Path):
     predictor = candid.load(run)
-    files = [*sorted(pictures.rglob("*.png")), pictures / "none.png"] * 3
+    (tmp_path / "broken.png").write_text("no picture")
+    files = find_pictures([*sorted(pictures.rglob("*.png")), tmp_path / "broken.png"] * 3)
     found = list(predictor.stream(files))
-    assert [one.file for one in found] == [str(file) for file in files]
+    assert [one.file for one in found] == [file.name for file in files]
     assert [position for position, one in enumerate(found) if one.problem] == [72, 145, 218]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
@@ -115,13 +118,13 @@ def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pic
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_no_more_than_a_few_batches_are_read_ahead(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
-    read: list[Path] = []
-    monkeypatch.setattr(
-        "candid.predict.read_square",
-        lambda file, preprocessing: (read.append(file), read_square(file, preprocessing))[1],
-    )
-    predictions = candid.load(run).stream(sorted(pictures.rglob("*.png")) * 10)
+def test_no_more_than_a_few_batches_are_read_ahead(run: Path, pictures: Path):
+    read: list[str] = []
+
+    def note(picture: Picture) -> Picture:
+        return Picture(picture.name, lambda: (read.append(picture.name), picture.read())[1])
+
+    predictions = candid.load(run).stream([note(picture) for picture in find_pictures([pictures] * 10)])
     next(predictions)
     time.sleep(0.5)
     assert len(read) <= 5 * 8
