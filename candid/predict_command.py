@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from candid.predict import Prediction
 
 SOURCES = (
-    "Pictures, folders of them (searched recursively), zip files, patterns such as '**/*.jpg', - for standard input."
+    "Pictures, folders of them (searched recursively), zip files, patterns such as 'pictures/**/*.jpg', "
+    "http and https addresses, - for standard input."
 )
 
 

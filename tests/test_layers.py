@@ -12,7 +12,7 @@ FLOW = [  # a module imports only from the left of itself
 ]  # fmt: skip
 DATA_FLOW = [
     "download", "examples", "decoding", "formats", "fashion_mnist_mini", "hashing", "folders", "catalog",
-    "preprocessing", "ahead", "reading", "sources", "picture_cache", "augmentation", "workers", "loading",
+    "preprocessing", "ahead", "reading", "fetching", "sources", "picture_cache", "augmentation", "workers", "loading",
 ]  # fmt: skip
 UNPICKLING = "pickle.UnpicklingError"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -77,7 +77,7 @@ def test_any_size_and_mode_is_taken(run: Path, tmp_path: Path):
         (
             lambda folder: folder / "none.png",
             "{0}/none.png does not exist; expected a picture, a folder or zip file of pictures, a pattern such as "
-            "'pictures/*.jpg', or - for standard input. Check the path.",
+            "'pictures/*.jpg', an address (https://...), or - for standard input. Check the path.",
         ),
         (
             lambda folder: folder,

@@ -1,4 +1,4 @@
-"""What the user names -> pictures: files, folders, patterns, zip files and standard input.
+"""What the user names -> pictures: files, folders, patterns, zip files, addresses and standard input.
 
 Only names are looked at here; a picture's bytes are read when its turn comes, so that any number of them takes no room.
 """
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from candid.data.decoding import MAX_PIXELS, SUFFIXES, UnreadablePicture
+from candid.data.fetching import fetch_picture, is_address
 from candid.data.folders import list_pictures
 from candid.errors import DataError, did_you_mean
 from candid.words import showable
@@ -51,8 +52,8 @@ class Picture:
 def find_pictures(sources: Iterable[str | Path]) -> list[Picture]:
     """The pictures that are named, in order; pictures of folders and zip files sorted by their names.
 
-    A source is a file, a folder (searched recursively), a zip file, a pattern such as "pictures/**/*.jpg", or "-" for
-    standard input.
+    A source is a file, a folder (searched recursively), a zip file, a pattern such as "pictures/**/*.jpg", an http or
+    https address, or "-" for standard input.
 
     Raises:
         DataError: if a source does not exist, holds no picture or cannot be opened.
@@ -66,6 +67,8 @@ def find_pictures(sources: Iterable[str | Path]) -> list[Picture]:
 def _find(source: str) -> Sequence[Picture]:
     if source == STANDARD_INPUT:
         return [_read_standard_input()]
+    if is_address(source):
+        return [Picture(showable(source), partial(fetch_picture, source))]
     path = Path(source)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
@@ -107,7 +110,7 @@ def _matching(pattern: str) -> Sequence[Picture]:
     if not glob.has_magic(pattern):
         raise DataError(
             f"{pattern} does not exist; expected a picture, a folder or zip file of pictures, a pattern such as "
-            f"'pictures/*.jpg', or - for standard input. {_nearest(pattern)}"
+            f"'pictures/*.jpg', an address (https://...), or - for standard input. {_nearest(pattern)}"
         )
     files = sorted(file for file in glob.iglob(pattern, recursive=True) if not os.path.isdir(file))
     if not files:

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import socket
 import stat
 import struct
 import subprocess
@@ -74,7 +75,7 @@ def test_a_file_is_what_it_is_called_whatever_characters_are_in_its_name(here: P
         (
             "album/deeep/a.jpg",
             "album/deeep/a.jpg does not exist; expected a picture, a folder or zip file of pictures, a pattern such as "
-            "'pictures/*.jpg', or - for standard input. Did you mean deep?",
+            "'pictures/*.jpg', an address (https://...), or - for standard input. Did you mean deep?",
         ),
     ],
 )
@@ -256,4 +257,20 @@ def test_a_terminal_is_no_picture():
     assert said == (
         "- reads a picture from standard input, which is a terminal; expected a file or a pipe, as in "
         "`candid predict RUN - < picture.jpg`.\n"
+    )
+
+
+def test_an_address_is_fetched_when_its_turn_comes_and_by_the_strict_rules():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"HTTP://127.0.0.1:{listener.getsockname()[1]}/a.png"
+        other, picture = find_pictures(["ftp://example.org/a.png", address])
+        listener.settimeout(0)
+        with pytest.raises(UnreadablePicture) as caught:
+            picture.read()
+        with pytest.raises(BlockingIOError):  # nobody has called
+            listener.accept()
+    assert (other.name, picture.name) == ("ftp://example.org/a.png", address)
+    assert str(caught.value) == (
+        f"{address} cannot be fetched: 127.0.0.1 is not on the public internet; expected a public picture. "
+        "Download it in another way, and name the file."
     )
