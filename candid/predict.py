@@ -2,10 +2,11 @@
 
 import csv
 import io
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,14 +37,24 @@ class Prediction:
     """Matching `classes`, in [0, 1]."""
     problem: str | None = None
     """Why there is no prediction."""
+    decode_ms: float = field(default=0.0, compare=False)
+    """Milliseconds to read and decode it: an equal share of its batch's, as is the next."""
+    network_ms: float = field(default=0.0, compare=False)
+    """Milliseconds in the network."""
+
+    @property
+    def answer(self) -> str:
+        """What the picture is said to show: the best class, whose probability is the first."""
+        return self.classes[0]
 
     def as_dict(self) -> dict[str, object]:
-        """For programs: the file, and its classes with their probabilities or what went wrong."""
+        """For programs: the file, its classes with their probabilities, and the time it took; or what went wrong."""
         if self.problem:
             return {"file": self.file, "problem": self.problem}
         pairs = zip(self.classes, self.probabilities, strict=True)
         classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
-        return {"file": self.file, "classes": classes}
+        times = {"decode_ms": round(self.decode_ms, 3), "network_ms": round(self.network_ms, 3)}
+        return {"file": self.file, "classes": classes, **times}
 
 
 class Predictor:
@@ -84,16 +95,20 @@ class Predictor:
     def _predict_batch(self, pictures: Sequence[Picture], top: int) -> list[Prediction]:
         squares: list[Tensor] = []
         problems: dict[int, str] = {}
+        begun_at_s = time.perf_counter()
         for position, picture in enumerate(pictures):
             try:
                 squares.append(decode_square(picture.read(), picture.name, self.checkpoint.preprocessing))
             except UnreadablePicture as error:
                 problems[position] = str(error)
+        decoded_at_s = time.perf_counter()
         ranked = iter(self._rank(torch.stack(squares), top) if squares else [])
+        decode_ms = 1000 * (decoded_at_s - begun_at_s) / len(pictures)
+        network_ms = 1000 * (time.perf_counter() - decoded_at_s) / max(1, len(squares))
         return [
             Prediction(picture.name, (), (), problems[position])
             if position in problems
-            else Prediction(picture.name, *next(ranked))
+            else Prediction(picture.name, *next(ranked), decode_ms=decode_ms, network_ms=network_ms)
             for position, picture in enumerate(pictures)
         ]
 

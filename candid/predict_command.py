@@ -1,16 +1,17 @@
-"""`candid predict`: what a network says of pictures, as a table, JSON or CSV, picture by picture."""
+"""`candid predict`: what a network says of pictures, as a table, lines of JSON or CSV, picture by picture."""
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from textwrap import indent
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from candid.printing import print_table
-from candid.words import percent
+from candid.words import count, milliseconds, percent
 
 if TYPE_CHECKING:
     from candid.predict import Prediction
@@ -25,7 +26,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/lenet-relu-fashion-mnist-mini.")],
     sources: Annotated[list[str], typer.Argument(help=SOURCES)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each picture.")] = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
@@ -47,9 +48,7 @@ def predict(
         for _ in predictions:
             pass
     else:
-        rows = [(Path(p.file).name, *_ranked_cells(p)) for p in predictions if not p.problem]
-        if rows:
-            print_table(("picture", *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
+        _print_predictions(predictions, num_ranks)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
@@ -75,14 +74,26 @@ def _note_problems(predictions: Iterable["Prediction"], problems: list[str]) -> 
 
 
 def _print_json(predictions: Iterable["Prediction"]) -> Iterator["Prediction"]:
-    """The same, with each one printed as an element of a list as soon as it is there."""
-    before = "[\n"
+    """The same, with each one printed as a line of JSON as soon as it is there."""
     for prediction in predictions:
-        text = json.dumps(prediction.as_dict(), indent=2, ensure_ascii=False)
-        typer.echo(f"{before}{indent(text, '  ')}", nl=False)
-        before = ",\n"
+        typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
         yield prediction
-    typer.echo("\n]")
+
+
+def _print_predictions(predictions: Iterable["Prediction"], num_ranks: int) -> None:
+    """A table, and how long it took."""
+    begun_at_s = time.perf_counter()
+    named = [prediction for prediction in predictions if not prediction.problem]
+    if not named:
+        return
+    elapsed_s = time.perf_counter() - begun_at_s
+    rows = [(Path(prediction.file).name, *_ranked_cells(prediction)) for prediction in named]
+    print_table(("picture", *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
+    decode_ms, network_ms = fmean(p.decode_ms for p in named), fmean(p.network_ms for p in named)
+    typer.echo(
+        f"{count(len(named), 'picture')} in {elapsed_s:,.1f} s: {milliseconds(decode_ms)} each to read and decode, "
+        f"{milliseconds(network_ms)} in the network"
+    )
 
 
 def _ranked_cells(prediction: "Prediction") -> list[str]:

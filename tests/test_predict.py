@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -143,11 +144,37 @@ def test_prediction_imports_nothing_that_it_does_not_need(run: Path, pictures: P
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_json_and_csv_are_written_together(capsys, here: Path, run: Path, pictures: Path):
+def test_lines_of_json_and_csv_are_written_together(capsys, here: Path, run: Path, pictures: Path):
     code, out, _ = call(capsys, "predict", run, pictures, "--json", "--csv", "p.csv")
-    predictions = [prediction.as_dict() for prediction in candid.load(run).predict(pictures)]
-    assert (code, out) == (0, json.dumps(predictions, indent=2) + "\n")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    for line, prediction in zip(lines, candid.load(run).predict(pictures), strict=True):
+        assert 0 < line.pop("decode_ms") < 10_000
+        assert 0 < line.pop("network_ms") < 10_000
+        assert line == {key: value for key, value in prediction.as_dict().items() if not key.endswith("_ms")}
     assert len((here / "p.csv").read_text().splitlines()) == 73
+
+
+def test_a_line_of_json_is_there_before_the_last_picture_is(run: Path, pictures: Path, tmp_path: Path):
+    """Whoever reads the lines need not wait for all of them: the last picture is a pipe that waits for the reader."""
+    pipe = tmp_path / "last.png"
+    os.mkfifo(pipe)
+    arguments = [sys.executable, "-m", "candid", "predict", str(run), *[str(pictures)] * 2, str(pipe), "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        pipe.write_bytes((pictures / "circle" / "00.png").read_bytes())
+        others = process.stdout.read().splitlines()
+    assert first["file"] == f"{pictures}/circle/00.png"
+    assert json.loads(others[-1])["classes"] == first["classes"]
+    assert len(others) == 144
+
+
+def test_how_long_it_took_stands_below_the_table(capsys, run: Path, pictures: Path):
+    _, out, _ = call(capsys, "predict", run, pictures)
+    assert re.fullmatch(
+        r"72 pictures in \d+\.\d s: [\d.,]+ ms each to read and decode, [\d.,]+ ms in the network", out.splitlines()[-1]
+    )
 
 
 def test_an_interrupt_leaves_at_once_and_nothing_half_written(run: Path, pictures: Path, tmp_path: Path):
