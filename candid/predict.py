@@ -41,6 +41,8 @@ class Prediction:
     """Milliseconds to read and decode it: an equal share of its batch's, as is the next."""
     network_ms: float = field(default=0.0, compare=False)
     """Milliseconds in the network."""
+    data: bytes = field(default=b"", compare=False, repr=False)
+    """The encoded picture, where it was to be kept."""
 
     @property
     def answer(self) -> str:
@@ -60,17 +62,20 @@ class Prediction:
 class Predictor:
     """A network ready to name pictures, with the preprocessing it was measured with."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Put the checkpoint's network on `device`."""
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, fit: str | None = None) -> None:
+        """Put the checkpoint's network on `device`; `fit` makes pictures square in another way than it has learned."""
         self.checkpoint, self._device = checkpoint, device
+        self.preprocessing = checkpoint.preprocessing.with_fit(fit or checkpoint.preprocessing.fit)
         self._apply = prepare(restore_network(checkpoint).to(device))
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
         """One Prediction for each picture among `sources`, as `find_pictures` reads them, in order."""
         return list(self.stream(find_pictures([sources] if isinstance(sources, str | Path) else sources), top))
 
-    def stream(self, pictures: Sequence[Picture], top: int = 5) -> Generator[Prediction]:
+    def stream(self, pictures: Sequence[Picture], top: int = 5, *, keep: bool = False) -> Generator[Prediction]:
         """One Prediction for each picture, in order, while the next are made; in memory are a few batches at most.
+
+        With `keep`, each has the bytes of its picture.
 
         Batches go side by side from the bytes to the ranked classes, each with its share of the threads, so that one
         is decoded while another passes through the network, and no thread waits for the others after every layer.
@@ -82,7 +87,7 @@ class Predictor:
         under_way: deque[Future[list[Prediction]]] = deque()
         try:
             for batch in batches:
-                under_way.append(pool.submit(self._predict_batch, batch, top))
+                under_way.append(pool.submit(self._predict_batch, batch, top, keep))
                 if len(under_way) > 2 * num_streams:
                     yield from under_way.popleft().result()
             while under_way:
@@ -92,29 +97,33 @@ class Predictor:
             torch.set_num_threads(num_threads)  # what threads that begin later have; ours never had another
 
     @torch.inference_mode()
-    def _predict_batch(self, pictures: Sequence[Picture], top: int) -> list[Prediction]:
-        squares: list[Tensor] = []
-        problems: dict[int, str] = {}
+    def _predict_batch(self, pictures: Sequence[Picture], top: int, keep: bool) -> list[Prediction]:
         begun_at_s = time.perf_counter()
-        for position, picture in enumerate(pictures):
-            try:
-                squares.append(decode_square(picture.read(), picture.name, self.checkpoint.preprocessing))
-            except UnreadablePicture as error:
-                problems[position] = str(error)
+        read = [self._read(picture, keep) for picture in pictures]
         decoded_at_s = time.perf_counter()
+        squares = [found[0] for found in read if not isinstance(found, str)]
         ranked = iter(self._rank(torch.stack(squares), top) if squares else [])
         decode_ms = 1000 * (decoded_at_s - begun_at_s) / len(pictures)
         network_ms = 1000 * (time.perf_counter() - decoded_at_s) / max(1, len(squares))
-        return [
-            Prediction(picture.name, (), (), problems[position])
-            if position in problems
-            else Prediction(picture.name, *next(ranked), decode_ms=decode_ms, network_ms=network_ms)
-            for position, picture in enumerate(pictures)
-        ]
+        predictions: list[Prediction] = []
+        for picture, found in zip(pictures, read, strict=True):
+            if isinstance(found, str):
+                predictions.append(Prediction(picture.name, (), (), found))
+            else:
+                predictions.append(Prediction(picture.name, *next(ranked), None, decode_ms, network_ms, found[1]))
+        return predictions
+
+    def _read(self, picture: Picture, keep: bool) -> tuple[Tensor, bytes] | str:
+        """A picture's square, and its bytes where they are to be kept; or what is wrong with it."""
+        try:
+            data = picture.read()
+            return decode_square(data, picture.name, self.preprocessing), data if keep else b""
+        except UnreadablePicture as error:
+            return str(error)
 
     def _rank(self, squares: Tensor, top: int) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         """Classes and probabilities, best first, of each of the pictures uint8 [N, C, image_size, image_size]."""
-        logits = self._apply(self.checkpoint.preprocessing.normalise(squares.to(self._device))).float()
+        logits = self._apply(self.preprocessing.normalise(squares.to(self._device))).float()
         names = self.checkpoint.class_names
         return [
             (tuple(names[index] for index in classes.tolist()), tuple(probabilities.tolist()))
@@ -122,9 +131,12 @@ class Predictor:
         ]
 
 
-def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
-    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out."""
-    return Predictor(RunFolder.open(Path(run)).load(which), choose_device(device))
+def load(run: str | Path, which: Which | None = None, device: str = "auto", fit: str | None = None) -> Predictor:
+    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out.
+
+    `fit` (crop, pad or squash) is how pictures are made square, where not as in training.
+    """
+    return Predictor(RunFolder.open(Path(run)).load(which), choose_device(device), fit)
 
 
 def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,10 @@ from candid.printing import print_table
 from candid.words import count, milliseconds, percent
 
 if TYPE_CHECKING:
-    from candid.predict import Prediction
+    from PIL.Image import Image
+
+    from candid.annotating import NewFolder
+    from candid.predict import Prediction, Predictor
 
 SOURCES = (
     "Pictures, folders of them (searched recursively), zip files, patterns such as 'pictures/**/*.jpg', "
@@ -28,18 +31,30 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each picture.")] = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table to this file.")] = None,
+    annotated: Annotated[
+        Path | None, typer.Option("--save-annotated", help="Save copies with the answer below them in this new folder.")
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="Make pictures square by crop, pad or squash, not as learned.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
+    from candid.annotating import NewFolder, annotate
     from candid.data.sources import find_pictures
     from candid.durable import write_file
     from candid.predict import csv_lines, load
 
-    predictor = load(run, device=device)
+    predictor = load(run, device=device, fit=fit)
     pictures = find_pictures(sources)
+    _say_what_was_measured(predictor)
     num_ranks = min(top, len(predictor.checkpoint.class_names))
     problems: list[str] = []
-    predictions = _note_problems(_show_progress(predictor.stream(pictures, top), len(pictures), as_json), problems)
+    copies = [] if annotated is None else [(NewFolder(annotated), annotate)]
+    predictions = predictor.stream(pictures, top, keep=bool(copies))
+    predictions = _note_problems(_show_progress(predictions, len(pictures), as_json), problems)
+    for folder, draw in copies:
+        predictions = _save_copies(predictions, folder, draw)
     if as_json:
         predictions = _print_json(predictions)
     if csv_file is not None:
@@ -70,6 +85,23 @@ def _note_problems(predictions: Iterable["Prediction"], problems: list[str]) -> 
     for prediction in predictions:
         if prediction.problem:
             problems.append(prediction.problem)
+        yield prediction
+
+
+def _say_what_was_measured(predictor: "Predictor") -> None:
+    """Where pictures are made square in another way than in training, the run's accuracy is not theirs."""
+    ours, learned = predictor.preprocessing.fit, predictor.checkpoint.preprocessing.fit
+    if ours != learned:
+        typer.echo(f"With --fit {ours}, the run's accuracy does not count: it was measured with {learned}.", err=True)
+
+
+def _save_copies(
+    predictions: Iterable["Prediction"], folder: "NewFolder", draw: Callable[["Prediction"], "Image"]
+) -> Iterator["Prediction"]:
+    """The same, with what is drawn of each picture saved in the folder."""
+    for prediction in predictions:
+        if not prediction.problem:
+            folder.save(draw(prediction), prediction.file)
         yield prediction
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES, NO_PICTURE, call, draw
+from PIL import Image
 
 import candid
 from candid.checkpoint import RunFolder
@@ -216,3 +217,25 @@ def test_a_terminal_shows_how_far_it_is(run: Path, pictures: Path, tmp_path: Pat
     os.close(ours)
     assert b"Predicting" in shown.getvalue()
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_pictures_are_made_square_as_asked_for(capsys, here: Path, run: Path, fit: str):
+    """As if they had been square from the start; that the number of the run is not theirs is said."""
+    draw("circle", 3, side=200).resize((300, 120)).save(here / "wide.png")
+    wide = decode_file(here / "wide.png", 3)
+    expected = candid.load(run).checkpoint.preprocessing.with_fit(fit).make_square(wide)
+    Image.fromarray(expected.permute(1, 2, 0).numpy()).save(here / "square.png")
+    code, out, err = call(capsys, "predict", run, "wide.png", "--json", "--fit", fit)
+    assert (code, err) == (
+        0,
+        "" if fit == "crop" else f"With --fit {fit}, the run's accuracy does not count: it was measured with crop.\n",
+    )
+    assert json.loads(out)["classes"] == candid.load(run).predict("square.png")[0].as_dict()["classes"]
+    assert candid.load(run, fit=fit).predict("wide.png")[0].as_dict()["classes"] == json.loads(out)["classes"]
+
+
+def test_an_unknown_fit_is_refused(capsys, run: Path, pictures: Path):
+    code, out, err = call(capsys, "predict", run, pictures, "--fit", "crp")
+    assert (code, out) == (2, "")
+    assert err == "--fit is 'crp'; it must be crop, pad or squash. Did you mean crop?\n"

@@ -1,0 +1,88 @@
+"""Copies of pictures with the answer below them, in a folder of their own."""
+
+import importlib.util
+import re
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from candid.data.decoding import decode
+from candid.errors import InputError
+from candid.predict import Prediction
+from candid.words import percent, shorten, showable
+
+FONT_SIZES_PX = (14, 96)
+"""Of the smallest pictures and of the largest; between them, so many columns fit below a picture:"""
+COLUMNS = 40
+LONGEST_LABEL = 80
+JPEG_SUFFIXES, MOST_JPEG_SIDE_PX = (".jpg", ".jpeg"), 65_500
+
+
+class NewFolder:
+    """A folder of pictures that was new or empty: nothing in it is ever overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder; InputError where there is anything already."""
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise InputError(f"{path} is not empty; expected a new or empty folder, so that nothing is overwritten.")
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def save(self, image: Image.Image, name: str) -> Path:
+        """Where the picture that the user calls `name` is now: under the last part of it, with a number if need be.
+
+        JPEGs stay JPEGs, all others become PNGs.
+        """
+        stem, suffix = _file_name(name)
+        if suffix not in JPEG_SUFFIXES or max(image.size) > MOST_JPEG_SIDE_PX:
+            suffix = ".png"
+        number = 1
+        while True:
+            path = self.path / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            try:
+                with path.open("xb") as file:
+                    image.save(file, "PNG" if suffix == ".png" else "JPEG", quality=90)
+                return path
+            except FileExistsError:
+                number += 1
+
+
+def annotate(prediction: Prediction) -> Image.Image:
+    """The picture, whose bytes were kept, with the answer and its probability below it."""
+    pixels = decode(prediction.data, 3, prediction.file)
+    return with_label(to_image(pixels), f"{prediction.answer} {percent(prediction.probabilities[0])}")
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """The picture uint8 [3, H, W]."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def with_label(image: Image.Image, label: str) -> Image.Image:
+    """The picture with a line of text in a bar below it, which is as wide as the text needs at least."""
+    smallest, largest = FONT_SIZES_PX
+    font = ImageFont.truetype(_font_file(), min(max(smallest, image.width // (COLUMNS // 2)), largest))
+    label = shorten(label, LONGEST_LABEL)
+    height = round(1.6 * font.size)
+    width = max(image.width, round(font.getlength(label)) + height // 2)
+    labelled = Image.new("RGB", (width, image.height + height), "black")
+    labelled.paste(image, ((width - image.width) // 2, 0))
+    ImageDraw.Draw(labelled).text((width / 2, image.height + height / 2), label, "white", font, anchor="mm")
+    return labelled
+
+
+def _file_name(name: str) -> tuple[str, str]:
+    """Stem and suffix for the file of a picture, without what means something to a shell or a file system."""
+    last = PurePosixPath(unquote(urlsplit(name).path) if "://" in name else name).name
+    stem, dot, suffix = re.sub(r"[^\w.\- ]", "_", showable(last)).rpartition(".")
+    return (stem if dot else suffix).lstrip(".-")[:100] or "picture", f".{suffix.lower()}" if dot else ""
+
+
+def _font_file() -> str:
+    """DejaVu Sans, which comes with matplotlib, found without the time to import that."""
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None, "candid depends on matplotlib"
+    assert found.origin is not None, "a package has a file"
+    return str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
