@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.measuring import describe_machine, fastest
 from candid.checkpoint import RunFolder, restore_network
 from candid.data.preprocessing import Preprocessing
+from candid.data.sources import find_pictures
 from candid.importing import import_weights
 from candid.models import build_model
 from candid.predict import load
@@ -95,7 +96,7 @@ def compare_folders(run: Path, files: Sequence[Path]) -> dict[str, float]:
         return [int(network(usual_input(file, checkpoint.preprocessing)).argmax()) for file in files]
 
     def ours() -> int:
-        return sum(1 for _ in predictor.stream(files))
+        return sum(1 for _ in predictor.stream(find_pictures(files)))
 
     return fastest({"usual": usual, "candid": ours}, ROUNDS)
 

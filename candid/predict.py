@@ -2,24 +2,27 @@
 
 import csv
 import io
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from candid.calibration import find_temperature
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
-from candid.data.folders import list_pictures
-from candid.data.loading import read_square
+from candid.data.reading import decode_square
+from candid.data.sources import Picture, find_pictures
 from candid.device import choose_device
-from candid.errors import DataError
 from candid.evaluation import rank_classes
+from candid.explaining import explain
 from candid.views import prepare
+from candid.words import percent
 
 BATCH_SIZE = 8
 """Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
@@ -29,52 +32,91 @@ MOST_STREAMS = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about one file."""
+    """What a network says about one picture."""
 
     file: str
+    """The name of the picture."""
     classes: tuple[str, ...]
     """Class names, best first; empty when the file is no picture."""
     probabilities: tuple[float, ...]
     """Matching `classes`, in [0, 1]."""
     problem: str | None = None
     """Why there is no prediction."""
+    decode_ms: float = field(default=0.0, compare=False)
+    """Milliseconds to read and decode it: an equal share of its batch's, as is the next."""
+    network_ms: float = field(default=0.0, compare=False)
+    """Milliseconds in the network."""
+    data: bytes = field(default=b"", compare=False, repr=False)
+    """The encoded picture, where it was to be kept."""
+
+    @property
+    def answer(self) -> str:
+        """What the picture is said to show: the best class, whose probability is the first."""
+        return self.classes[0]
+
+    @property
+    def label(self) -> str:
+        """The answer and its probability, such as "circle 98.20 %"."""
+        return f"{self.answer} {percent(self.probabilities[0])}"
 
     def as_dict(self) -> dict[str, object]:
-        """For programs: the file, and its classes with their probabilities or what went wrong."""
+        """For programs: the file, its classes with their probabilities, and the time it took; or what went wrong."""
         if self.problem:
             return {"file": self.file, "problem": self.problem}
         pairs = zip(self.classes, self.probabilities, strict=True)
         classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
-        return {"file": self.file, "classes": classes}
+        times = {"decode_ms": round(self.decode_ms, 3), "network_ms": round(self.network_ms, 3)}
+        return {"file": self.file, "classes": classes, **times}
 
 
 class Predictor:
     """A network ready to name pictures, with the preprocessing it was measured with."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, temperature: float = 1.0) -> None:
-        """Put the checkpoint's network on `device`; its logits are divided by the temperature."""
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, temperature: float = 1.0, fit: str | None = None
+    ) -> None:
+        """Put the checkpoint's network on `device`; its logits are divided by the temperature.
+
+        `fit` makes pictures square in another way than it has learned.
+        """
         self.checkpoint, self._device, self._temperature = checkpoint, device, temperature
+        self.preprocessing = checkpoint.preprocessing.with_fit(fit or checkpoint.preprocessing.fit)
         self._apply = prepare(restore_network(checkpoint).to(device))
 
+    @cached_property
+    def _network(self) -> nn.Module:
+        """The checkpoint's network as it was trained, with nothing folded into it."""
+        return restore_network(self.checkpoint).to(self._device)
+
+    def explain(self, data: bytes, class_name: str, name: str = "the picture") -> Tensor:
+        """How much each place of an encoded picture speaks for a class, as in `explain`: [image_size, image_size].
+
+        An error calls the picture `name`.
+        """
+        inputs = self.preprocessing.normalise(decode_square(data, name, self.preprocessing)[None].to(self._device))
+        index = self.checkpoint.class_names.index(class_name)
+        return explain(self._network, inputs, torch.tensor([index], device=self._device))[0].cpu()
+
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
-        """One Prediction for each picture among the files and folders (recursive) in `sources`, in order."""
-        given = [sources] if isinstance(sources, str | Path) else sources
-        return list(self.stream(list_sources([Path(source) for source in given]), top))
+        """One Prediction for each picture among `sources`, as `find_pictures` reads them, in order."""
+        return list(self.stream(find_pictures([sources] if isinstance(sources, str | Path) else sources), top))
 
-    def stream(self, files: Sequence[Path], top: int = 5) -> Generator[Prediction]:
-        """One Prediction for each file, in order, while the next ones are made; in memory are a few batches at most.
+    def stream(self, pictures: Sequence[Picture], top: int = 5, *, keep: bool = False) -> Generator[Prediction]:
+        """One Prediction for each picture, in order, while the next are made; in memory are a few batches at most.
 
-        Batches go side by side from the file to the ranked classes, each with its share of the threads, so that one
+        With `keep`, each has the bytes of its picture.
+
+        Batches go side by side from the bytes to the ranked classes, each with its share of the threads, so that one
         is decoded while another passes through the network, and no thread waits for the others after every layer.
         """
-        batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
+        batches = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
         num_threads = torch.get_num_threads()
         num_streams = max(1, min(MOST_STREAMS, num_threads, len(batches)))
         pool = ThreadPoolExecutor(num_streams, "predict", torch.set_num_threads, (num_threads // num_streams,))
         under_way: deque[Future[list[Prediction]]] = deque()
         try:
             for batch in batches:
-                under_way.append(pool.submit(self._predict_batch, batch, top))
+                under_way.append(pool.submit(self._predict_batch, batch, top, keep))
                 if len(under_way) > 2 * num_streams:
                     yield from under_way.popleft().result()
             while under_way:
@@ -84,66 +126,62 @@ class Predictor:
             torch.set_num_threads(num_threads)  # what threads that begin later have; ours never had another
 
     @torch.inference_mode()
-    def _predict_batch(self, files: Sequence[Path], top: int) -> list[Prediction]:
-        preprocessing, names = self.checkpoint.preprocessing, self.checkpoint.class_names
-        pictures: list[Tensor] = []
-        problems: dict[Path, str] = {}
-        for file in files:
-            try:
-                pictures.append(read_square(file, preprocessing))
-            except UnreadablePicture as error:
-                problems[file] = str(error)
-        ranked: Iterator[tuple[Tensor, Tensor]] = iter(())
-        if pictures:
-            logits = self._apply(preprocessing.normalise(torch.stack(pictures).to(self._device))).float()
-            ranked = zip(*rank_classes(logits / self._temperature, top), strict=True)
+    def _predict_batch(self, pictures: Sequence[Picture], top: int, keep: bool) -> list[Prediction]:
+        begun_at_s = time.perf_counter()
+        read = [self._read(picture, keep) for picture in pictures]
+        decoded_at_s = time.perf_counter()
+        squares = [found[0] for found in read if not isinstance(found, str)]
+        ranked = iter(self.rank(torch.stack(squares), top) if squares else [])
+        decode_ms = 1000 * (decoded_at_s - begun_at_s) / len(pictures)
+        network_ms = 1000 * (time.perf_counter() - decoded_at_s) / max(1, len(squares))
         predictions: list[Prediction] = []
-        for file in files:
-            if file in problems:
-                predictions.append(Prediction(str(file), (), (), problems[file]))
+        for picture, found in zip(pictures, read, strict=True):
+            if isinstance(found, str):
+                predictions.append(Prediction(picture.name, (), (), found))
             else:
-                probabilities, classes = next(ranked)
-                found = tuple(names[index] for index in classes.tolist())
-                predictions.append(Prediction(str(file), found, tuple(probabilities.tolist())))
+                predictions.append(Prediction(picture.name, *next(ranked), None, decode_ms, network_ms, found[1]))
         return predictions
 
+    def _read(self, picture: Picture, keep: bool) -> tuple[Tensor, bytes] | str:
+        """A picture's square, and its bytes where they are to be kept; or what is wrong with it."""
+        try:
+            data = picture.read()
+            return decode_square(data, picture.name, self.preprocessing), data if keep else b""
+        except UnreadablePicture as error:
+            return str(error)
 
-def load(run: str | Path, which: Which | None = None, device: str = "auto") -> Predictor:
-    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out."""
+    @torch.inference_mode()
+    def rank(self, squares: Tensor, top: int) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """Classes and probabilities, best first, of each of the pictures uint8 [N, C, image_size, image_size]."""
+        logits = self._apply(self.preprocessing.normalise(squares.to(self._device))).float()
+        names = self.checkpoint.class_names
+        return [
+            (tuple(names[index] for index in classes.tolist()), tuple(probabilities.tolist()))
+            for probabilities, classes in zip(*rank_classes(logits / self._temperature, top), strict=True)
+        ]
+
+
+def load(run: str | Path, which: Which | None = None, device: str = "auto", fit: str | None = None) -> Predictor:
+    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out.
+
+    `fit` (crop, pad or squash) is how pictures are made square, where not as in training.
+    """
     checkpoint = RunFolder.open(Path(run)).load(which)
-    return Predictor(checkpoint, choose_device(device), find_temperature(Path(run), checkpoint.name))
-
-
-def list_sources(sources: Sequence[Path]) -> list[Path]:
-    """The files among `sources` and all pictures below the folders among them."""
-    files: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            found = [source / file for file in list_pictures(source)]
-            if not found:
-                raise DataError(
-                    f"{source} holds no pictures; expected at least one. "
-                    "Choose a file, or a folder with pictures in it."
-                )
-            files += found
-        elif source.exists():
-            files.append(source)
-        else:
-            raise DataError(f"{source} does not exist; expected a picture file or a folder of pictures.")
-    return files
+    return Predictor(checkpoint, choose_device(device), find_temperature(Path(run), checkpoint.name), fit)
 
 
 def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:
     """The header and a line a picture: file, the best `num_ranks` classes and probabilities, and what went wrong."""
     named = [column for rank in range(1, num_ranks + 1) for column in (f"class_{rank}", f"probability_{rank}")]
-    yield _csv_line(["file", *named, "problem"])
+    yield csv_line(["file", *named, "problem"])
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        yield _csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+        yield csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
 
 
-def _csv_line(cells: Sequence[str]) -> str:
+def csv_line(cells: Sequence[str]) -> str:
+    """The cells as a line of a CSV file."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

@@ -40,6 +40,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {total % 60} s" if minutes else f"{total} s"
 
 
+def milliseconds(number: float) -> str:
+    """Such as "0.31 ms", "9.1 ms" or "1,250 ms"."""
+    digits = 0 if number >= 99.5 else 1 if number >= 9.95 else 2
+    return f"{number:,.{digits}f} ms"
+
+
 def moment(iso: str) -> str:
     """ISO 8601 such as "2025-03-01 12:34 UTC", without seconds; what is not ISO 8601 stays as it is."""
     try:

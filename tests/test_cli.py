@@ -215,7 +215,7 @@ def test_predict_prints_a_table_json_and_csv(capsys, here: Path, run: Path, tmp_
     assert "stripes" in out
 
     code, out, _ = call(capsys, "predict", run, folder, "--json", "--top", "2")
-    first, second = json.loads(out)
+    first, second = map(json.loads, out.splitlines())
     assert code == 3
     assert [ranked["class"] for ranked in first["classes"]][0] == "stripes"
     assert len(first["classes"]) == 2

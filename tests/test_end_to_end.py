@@ -37,7 +37,8 @@ def test_train_evaluate_report_predict(tmp_path: Path):
     test = open_data_set("fashion-mnist-mini").openers["test"]()
     for position in range(40):
         Image.fromarray(test.images[position, 0].numpy()).save(tmp_path / f"{position:02}.png")
-    predictions = json.loads(candid_command("predict", run, ".", "--json", cwd=tmp_path, code=0))
+    lines = candid_command("predict", run, ".", "--json", cwd=tmp_path, code=0).splitlines()
+    predictions = [json.loads(line) for line in lines]
     ours = {Path(p["file"]).stem: p["classes"][0]["class"] for p in predictions if len(Path(p["file"]).parts) == 1}
     names = open_data_set("fashion-mnist-mini").class_names
     right = sum(ours[f"{k:02}"] == names[int(test.labels[k])] for k in range(40))

@@ -6,14 +6,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "candid"
 FLOW = [  # a module imports only from the left of itself
     "errors", "words", "randomness", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes", "recipe_parts",
-    "recipe", "recipes", "device", "out_of_memory", "data", "models", "weights", "tensor_files", "checkpoint",
-    "scores", "views", "evaluation", "calibration", "comparison", "training", "audit", "report", "predict", "importing",
-    "workflow", "model_tables", "recipe_tables", "printing", "plan_command", "audit_command", "compare_command",
-    "predict_command", "cli", "__main__",
+    "recipe", "recipes", "device", "out_of_memory", "data", "models", "explaining", "weights", "tensor_files",
+    "checkpoint", "scores", "views", "evaluation", "calibration", "comparison", "training", "audit", "report",
+    "predict", "annotating", "video", "importing", "workflow", "model_tables", "recipe_tables", "printing",
+    "plan_command", "audit_command", "compare_command", "video_command", "predict_command", "cli", "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
     "download", "examples", "decoding", "formats", "fashion_mnist_mini", "hashing", "folders", "catalog",
-    "preprocessing", "ahead", "reading", "picture_cache", "augmentation", "workers", "loading",
+    "preprocessing", "ahead", "reading", "fetching", "sources", "picture_cache", "augmentation", "workers", "loading",
 ]  # fmt: skip
 UNPICKLING = "pickle.UnpicklingError"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

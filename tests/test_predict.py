@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES, NO_PICTURE, call, draw
+from PIL import Image
 
 import candid
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
 from candid.data.decoding import decode_file
-from candid.data.loading import EvaluationBatches, open_training_data, read_square
+from candid.data.loading import EvaluationBatches, open_training_data
+from candid.data.sources import Picture, find_pictures
 from candid.errors import DataError
 from candid.evaluation import Evaluation
 
@@ -75,7 +78,8 @@ def test_any_size_and_mode_is_taken(run: Path, tmp_path: Path):
     [
         (
             lambda folder: folder / "none.png",
-            "{0}/none.png does not exist; expected a picture file or a folder of pictures.",
+            "{0}/none.png does not exist; expected a picture, a folder or zip file of pictures, a pattern such as "
+            "'pictures/*.jpg', an address (https://...), or - for standard input. Check the path.",
         ),
         (
             lambda folder: folder,
@@ -103,11 +107,12 @@ def two_threads() -> Generator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pictures: Path):
+def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pictures: Path, tmp_path: Path):
     predictor = candid.load(run)
-    files = [*sorted(pictures.rglob("*.png")), pictures / "none.png"] * 3
+    (tmp_path / "broken.png").write_text("no picture")
+    files = find_pictures([*sorted(pictures.rglob("*.png")), tmp_path / "broken.png"] * 3)
     found = list(predictor.stream(files))
-    assert [one.file for one in found] == [str(file) for file in files]
+    assert [one.file for one in found] == [file.name for file in files]
     assert [position for position, one in enumerate(found) if one.problem] == [72, 145, 218]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
@@ -115,13 +120,13 @@ def test_batches_side_by_side_give_what_one_after_the_other_gives(run: Path, pic
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_no_more_than_a_few_batches_are_read_ahead(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
-    read: list[Path] = []
-    monkeypatch.setattr(
-        "candid.predict.read_square",
-        lambda file, preprocessing: (read.append(file), read_square(file, preprocessing))[1],
-    )
-    predictions = candid.load(run).stream(sorted(pictures.rglob("*.png")) * 10)
+def test_no_more_than_a_few_batches_are_read_ahead(run: Path, pictures: Path):
+    read: list[str] = []
+
+    def note(picture: Picture) -> Picture:
+        return Picture(picture.name, lambda: (read.append(picture.name), picture.read())[1])
+
+    predictions = candid.load(run).stream([note(picture) for picture in find_pictures([pictures] * 10)])
     next(predictions)
     time.sleep(0.5)
     assert len(read) <= 5 * 8
@@ -140,11 +145,37 @@ def test_prediction_imports_nothing_that_it_does_not_need(run: Path, pictures: P
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_json_and_csv_are_written_together(capsys, here: Path, run: Path, pictures: Path):
+def test_lines_of_json_and_csv_are_written_together(capsys, here: Path, run: Path, pictures: Path):
     code, out, _ = call(capsys, "predict", run, pictures, "--json", "--csv", "p.csv")
-    predictions = [prediction.as_dict() for prediction in candid.load(run).predict(pictures)]
-    assert (code, out) == (0, json.dumps(predictions, indent=2) + "\n")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    for line, prediction in zip(lines, candid.load(run).predict(pictures), strict=True):
+        assert 0 < line.pop("decode_ms") < 10_000
+        assert 0 < line.pop("network_ms") < 10_000
+        assert line == {key: value for key, value in prediction.as_dict().items() if not key.endswith("_ms")}
     assert len((here / "p.csv").read_text().splitlines()) == 73
+
+
+def test_a_line_of_json_is_there_before_the_last_picture_is(run: Path, pictures: Path, tmp_path: Path):
+    """Whoever reads the lines need not wait for all of them: the last picture is a pipe that waits for the reader."""
+    pipe = tmp_path / "last.png"
+    os.mkfifo(pipe)
+    arguments = [sys.executable, "-m", "candid", "predict", str(run), *[str(pictures)] * 2, str(pipe), "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        pipe.write_bytes((pictures / "circle" / "00.png").read_bytes())
+        others = process.stdout.read().splitlines()
+    assert first["file"] == f"{pictures}/circle/00.png"
+    assert json.loads(others[-1])["classes"] == first["classes"]
+    assert len(others) == 144
+
+
+def test_how_long_it_took_stands_below_the_table(capsys, run: Path, pictures: Path):
+    _, out, _ = call(capsys, "predict", run, pictures)
+    assert re.fullmatch(
+        r"72 pictures in \d+\.\d s: [\d.,]+ ms each to read and decode, [\d.,]+ ms in the network", out.splitlines()[-1]
+    )
 
 
 def test_an_interrupt_leaves_at_once_and_nothing_half_written(run: Path, pictures: Path, tmp_path: Path):
@@ -186,3 +217,25 @@ def test_a_terminal_shows_how_far_it_is(run: Path, pictures: Path, tmp_path: Pat
     os.close(ours)
     assert b"Predicting" in shown.getvalue()
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_pictures_are_made_square_as_asked_for(capsys, here: Path, run: Path, fit: str):
+    """As if they had been square from the start; that the number of the run is not theirs is said."""
+    draw("circle", 3, side=200).resize((300, 120)).save(here / "wide.png")
+    wide = decode_file(here / "wide.png", 3)
+    expected = candid.load(run).checkpoint.preprocessing.with_fit(fit).make_square(wide)
+    Image.fromarray(expected.permute(1, 2, 0).numpy()).save(here / "square.png")
+    code, out, err = call(capsys, "predict", run, "wide.png", "--json", "--fit", fit)
+    assert (code, err) == (
+        0,
+        "" if fit == "crop" else f"With --fit {fit}, the run's accuracy does not count: it was measured with crop.\n",
+    )
+    assert json.loads(out)["classes"] == candid.load(run).predict("square.png")[0].as_dict()["classes"]
+    assert candid.load(run, fit=fit).predict("wide.png")[0].as_dict()["classes"] == json.loads(out)["classes"]
+
+
+def test_an_unknown_fit_is_refused(capsys, run: Path, pictures: Path):
+    code, out, err = call(capsys, "predict", run, pictures, "--fit", "crp")
+    assert (code, out) == (2, "")
+    assert err == "--fit is 'crp'; it must be crop, pad or squash. Did you mean crop?\n"

@@ -1,4 +1,4 @@
-from candid.words import aligned
+from candid.words import aligned, milliseconds
 
 ROWS = [("layer", "kind", "KiB"), ("blocks.0.conv1", "conv 3x3", "1,024"), ("head", "linear", "4")]
 
@@ -20,3 +20,15 @@ def test_a_narrow_place_moves_columns_together_and_then_shortens_the_first():
 
 def test_wide_characters_count_as_two():
     assert aligned([("name", "n"), ("猫", "1"), ("cat", "2")])[2:] == ["猫    1", "cat   2"]
+
+
+def test_milliseconds_have_three_digits_or_all_before_the_point():
+    assert list(map(milliseconds, (0.0, 0.314, 9.949, 9.951, 99.4, 99.6, 1250.4))) == [
+        "0.00 ms",
+        "0.31 ms",
+        "9.95 ms",
+        "10.0 ms",
+        "99.4 ms",
+        "100 ms",
+        "1,250 ms",
+    ]

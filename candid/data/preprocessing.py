@@ -4,12 +4,16 @@ Training's evaluation, `candid evaluate` and `candid predict` all come through `
 same numbers for the same picture.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from candid.errors import InputError, did_you_mean
+
+Fit = Literal["crop", "pad", "squash"]
 
 
 class Preprocessing(BaseModel):
@@ -20,10 +24,17 @@ class Preprocessing(BaseModel):
     image_size: int
     """Side in px."""
     channels: Literal[1, 3]
-    fit: Literal["crop", "pad", "squash"]
+    fit: Fit
     mean: tuple[float, ...]
     """Of each channel, for pixel values in [0, 1]."""
     std: tuple[float, ...]
+
+    def with_fit(self, fit: str) -> "Preprocessing":
+        """The same for pictures that are made square in this way: crop, pad or squash."""
+        if fit not in get_args(Fit):
+            advice = did_you_mean(fit, get_args(Fit), "The run's own is what its accuracy was measured with.")
+            raise InputError(f"--fit is {fit!r}; it must be crop, pad or squash. {advice}")
+        return self.model_copy(update={"fit": fit})
 
     def make_square(self, pixels: Tensor) -> Tensor:
         """uint8 [..., C, image_size, image_size] of pictures uint8 [..., C, H, W].

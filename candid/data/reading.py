@@ -11,7 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from candid.data.ahead import use_one_core
-from candid.data.decoding import UnreadablePicture, decode_file
+from candid.data.decoding import UnreadablePicture, decode, decode_file
 from candid.data.examples import FileExamples
 from candid.data.preprocessing import Preprocessing
 from candid.device import num_cores
@@ -27,6 +27,11 @@ def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:
     """One picture file as uint8 [C, image_size, image_size], the same in training and in prediction."""
     decoded = decode_file(path, preprocessing.channels, preprocessing.shrinkage)
     return preprocessing.make_square(decoded)
+
+
+def decode_square(data: bytes, name: str, preprocessing: Preprocessing) -> Tensor:
+    """What `read_square` gives of a file with these bytes; `name` is what an error calls it."""
+    return preprocessing.make_square(decode(data, preprocessing.channels, name, preprocessing.shrinkage))
 
 
 def read_window(path: Path, window: Tensor, preprocessing: Preprocessing) -> Tensor:
