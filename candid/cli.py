@@ -43,6 +43,9 @@ Tune = Annotated[
         "and 3 % of the run), full torch.compile too (minutes), off takes what usually is fastest."
     ),
 ]
+BadImages = Annotated[
+    str | None, typer.Option(help="At files that are no pictures: stop and list them, or skip and record them.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
@@ -68,6 +71,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Compile = None,
     tune: Tune = "quick",
+    bad_images: BadImages = None,
     sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Take batch statistics over all ranks, on GPUs.")] = False,
     deterministic: Deterministic = None,
     memory: Memory = None,
@@ -82,6 +86,7 @@ def train(
     """Train a network, look at the test split once, write the report."""
     changes = {
         "data.name": data,
+        "data.bad_images": bad_images,
         "model.name": model,
         "model.weights": weights,
         "model.new_head": new_head or None,
@@ -102,7 +107,7 @@ def train(
 
     base = _resumed_recipe(out) if resume and name is None and data is None else choose_recipe(name, data)
     wanted = base.replace(given).override(assignments)
-    allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
+    allowed = keys_of(assignments) | given.keys() & {"training.epochs", "data.bad_images"}
     from candid.workflow import train as train_network
 
     try:
@@ -121,6 +126,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over each picture and its mirror image.")] = False,
     data: Annotated[str | None, typer.Option(help="Another data set or folder with the same classes.")] = None,
+    bad_images: BadImages = None,
     device: Device = "auto",
     data_dir: DataDir = None,
 ) -> None:
@@ -128,7 +134,9 @@ def evaluate(
     from candid.workflow import evaluate as evaluate_run
     from candid.workflow import evaluation_folder
 
-    evaluation = evaluate_run(run, split, mirror=mirror, data=data, data_dir=data_dir, device=device)
+    evaluation = evaluate_run(
+        run, split, mirror=mirror, data=data, bad_images=bad_images, data_dir=data_dir, device=device
+    )
     mirrored = " averaged over mirror images" if mirror else ""
     top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
     typer.echo(

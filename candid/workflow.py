@@ -14,8 +14,8 @@ import torch
 from candid.checkpoint import Checkpoint, RunFolder, TrainingState, build_network, refuse_existing
 from candid.comparison import Comparison, compare_runs
 from candid.data.catalog import full_name, open_data_set
-from candid.data.examples import DataSet, Examples
-from candid.data.loading import decode_once, hold_out
+from candid.data.examples import DataSet, Examples, hold_out
+from candid.data.loading import decode_once
 from candid.device import choose_device, choose_memory_format
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.evaluation import Evaluation, evaluate_checkpoint
@@ -27,7 +27,7 @@ from candid.report.writing import write_report
 from candid.training.planning import BUDGETS, Plan, describe_largest_batches, make_plan, trace_curves
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
-from candid.training.setup import describe_versions, resolve_recipe
+from candid.training.setup import describe_left_out, describe_versions, resolve_recipe
 from candid.training.stopping import Stopped
 from candid.training.tuning import as_effort
 from candid.weights import WEIGHTS_DIR, WeightsFile, open_weights
@@ -167,6 +167,7 @@ def evaluate(
     *,
     mirror: bool = False,
     data: str | None = None,
+    bad_images: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
@@ -174,7 +175,8 @@ def evaluate(
 
     `mirror` averages over each picture and its mirror image: another way to measure, which gives another number.
     The evaluation is kept in the run folder (see `evaluation_folder`). A look at the run's own test split is
-    recorded.
+    recorded. `bad_images` is as in the recipe, which decides where it is None: what is scored and what is skipped
+    are together what was found.
 
     Raises:
         InputError: if there is no such run, split or data set.
@@ -189,11 +191,19 @@ def evaluate(
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     in_split = open_split(data_set, split, checkpoint.recipe)
-    examples = decode_once(in_split, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
+    settings = checkpoint.recipe.replace({"data.bad_images": bad_images or folder.recipe.data.bad_images}).data
+    examples = decode_once(in_split, checkpoint.preprocessing, settings)
+    for line in describe_left_out({split: examples.unreadable}):
+        Reporter().say(line)
     evaluation = evaluate_checkpoint(checkpoint, examples, split, chosen_device, mirror=mirror)
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
-    provenance: dict[str, object] = {"checkpoint": checkpoint.name, "data": name, "mirror": mirror}
+    provenance: dict[str, object] = {
+        "checkpoint": checkpoint.name,
+        "data": name,
+        "mirror": mirror,
+        "unreadable": examples.unreadable,
+    }
     evaluation.save(evaluation_folder(folder.path, split, data, mirror=mirror), examples, provenance)
     return evaluation
 

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 from candid.checkpoint import RunFolder
-from candid.data.examples import DataSet, Examples
-from candid.data.loading import decode_once
+from candid.data.examples import DataSet
+from candid.data.loading import TrainingData, decode_once
 from candid.device import peak_memory_mib
 from candid.durable import write_file
 from candid.evaluation import evaluate_checkpoint
 from candid.sizes import size
 from candid.training.progress import command_line
-from candid.words import interval, percent
+from candid.words import count, interval, percent
 
 
 def finish_run(
     run: RunFolder,
     data_set: DataSet,
-    validation: Examples | None,
+    data: TrainingData,
     device: torch.device,
     history: Sequence[Mapping[str, Any]],
     predicted_memory_mib: float | None = None,
@@ -29,6 +29,8 @@ def finish_run(
 
     Returns the result in words. Without a test split, what the report shows is the validation split.
     """
+    validation = data.validation
+    unreadable = data.unreadable
     chosen, last = run.load(), run.load("latest")
     result: dict[str, object] = {
         "test_accuracy": None,
@@ -44,11 +46,12 @@ def finish_run(
     }
     provenance: dict[str, object] = {"checkpoint": chosen.name, "data": chosen.recipe.data.name}
     if "test" in data_set.openers:
-        examples = decode_once(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
+        examples = decode_once(data_set.openers["test"](), chosen.preprocessing, run.recipe.data)
         test = evaluate_checkpoint(chosen, examples, "test", device)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
-        test.save(run.path / "evaluation-test", examples, provenance)
+        test.save(run.path / "evaluation-test", examples, provenance | {"unreadable": examples.unreadable})
+        unreadable |= {"test": examples.unreadable}
         result |= {
             "test_accuracy": test.accuracy,
             "test_accuracy_interval": list(test.accuracy_interval),
@@ -57,11 +60,20 @@ def finish_run(
         }
     elif validation is not None:
         evaluation = evaluate_checkpoint(chosen, validation, "validation", device)
-        evaluation.save(run.path / "evaluation-validation", validation, provenance)
+        evaluation.save(
+            run.path / "evaluation-validation", validation, provenance | {"unreadable": validation.unreadable}
+        )
     peaks = [round(peak_memory_mib(device), 1), *(row["peak_memory_mib"] for row in history)]
     result |= {"predicted_memory_mib": predicted_memory_mib, "peak_memory_mib": max(peaks)}
+    result["unreadable_pictures"] = {split: len(problems) for split, problems in unreadable.items()}
     write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
-    return describe_result(result, run.chosen) + _describe_memory(result)
+    return describe_result(result, run.chosen) + _describe_left_out(result) + _describe_memory(result)
+
+
+def _describe_left_out(result: Mapping[str, Any]) -> str:
+    """Of a test split that was not whole, how much of it the result is about."""
+    lost = result["unreadable_pictures"].get("test", 0)
+    return f" Not counted: {count(lost, 'file')} of the test split that cannot be used." if lost else ""
 
 
 def _describe_memory(result: Mapping[str, Any]) -> str:
