@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from candid.doctor_command import doctor
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
@@ -207,6 +208,7 @@ def report(run: Run) -> None:
 
 
 app.command()(predict)
+app.command()(doctor)
 
 
 @app.command("import")

@@ -12,6 +12,7 @@ from conftest import CLASSES, call, draw, make_pictures
 from PIL import Image
 
 from candid.checkpoint import RunFolder
+from candid.data.doctor import diagnose
 from candid.data.folders import list_pictures
 from candid.evaluation import Evaluation
 from candid.predict import load
@@ -109,6 +110,25 @@ def before(folder: Path) -> dict[str, str]:
 
 def bad_ones(folder: Path, inside: str = "") -> set[str]:
     return {str(folder / inside / file) for file in list_pictures(folder / inside) if "bad-" in file}
+
+
+def test_doctor_lists_all_with_path_and_reason(
+    folder: Path, before: dict[str, str], capsys: pytest.CaptureFixture[str]
+):
+    found = diagnose(folder)
+    assert {str(folder / file) for file in found.unreadable} == bad_ones(folder)
+    assert len(found.unreadable) == 50
+    for file, sentence in found.unreadable.items():
+        assert sentence.startswith(f"{folder / file} ")
+        assert len(sentence) > len(f"{folder / file} ") + 20
+    assert found.errors == (
+        "50 of 1,000 files cannot be used, and training stops at them. Replace or remove them, or go on without by "
+        "--bad-images skip.",
+    )
+    code, out, _ = call(capsys, "doctor", folder)
+    assert code == 3
+    assert [line.strip() for line in out.splitlines() if "/bad-" in line] == list(found.unreadable.values())
+    assert hash_all(folder) == before
 
 
 def test_training_stops_with_the_list(
