@@ -13,6 +13,7 @@ from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_exist
 from candid.data.catalog import open_data_set
 from candid.data.examples import FileExamples
 from candid.data.loading import TrainingData, cut_epoch, open_training_data
+from candid.data.quick_look import look_quickly
 from candid.device import choose_device, keep_freed_memory, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
 from candid.recipe import Recipe, list_differences
@@ -62,6 +63,8 @@ def train_run(
     refuse_existing(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker):
         data_set = open_data_set(recipe.data.name, data_dir)
+        if warning := look_quickly(data_set):
+            speaker.say(warning)
         wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
         plan = None
         if recipe.limits.memory:
