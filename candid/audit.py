@@ -140,7 +140,7 @@ def _train_fold(
     """The network of a fold; it sees no test split, and nothing is chosen by the pictures that it will judge."""
     kept = examples.select(torch.nonzero(~is_held_out).flatten())
     fold = replace(data_set, openers={"train": lambda: kept})
-    wanted = recipe.replace({"data.validation": 0.0})
+    wanted = recipe.replace({"data.validation": 0.0, "data.bad_images": "stop"})
     if not out.exists():
         return train_run(wanted, out, device=device, effort=effort, reporter=reporter, data_set=fold)
     run = RunFolder.open(out)
@@ -150,7 +150,7 @@ def _train_fold(
 def _judge(run: RunFolder, examples: Examples, device: str) -> Tensor:
     """Probabilities [N, classes] of examples that the run did not see."""
     checkpoint, chosen = run.load(), choose_device(device)
-    decoded = decode_once(examples, checkpoint.preprocessing, checkpoint.recipe.data.in_memory)
+    decoded = decode_once(examples, checkpoint.preprocessing, run.recipe.data)
     model, batches = open_batches(checkpoint, decoded, chosen)
     network = prepare(model.eval())
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import typer
 
 from candid.audit_command import audit
 from candid.compare_command import compare, describe
+from candid.doctor_command import doctor
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
@@ -46,6 +47,9 @@ Tune = Annotated[
         "and 3 % of the run), full torch.compile too (minutes), off takes what usually is fastest."
     ),
 ]
+BadImages = Annotated[
+    str | None, typer.Option(help="At files that are no pictures: stop and list them, or skip and record them.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
@@ -74,6 +78,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     compile_network: Compile = None,
     tune: Tune = "quick",
+    bad_images: BadImages = None,
     sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Take batch statistics over all ranks, on GPUs.")] = False,
     deterministic: Deterministic = None,
     memory: Memory = None,
@@ -88,6 +93,7 @@ def train(
     """Train a network, look at the test split once, write the report."""
     changes = {
         "data.name": data,
+        "data.bad_images": bad_images,
         "model.name": model,
         "model.weights": weights,
         "model.new_head": new_head or None,
@@ -108,7 +114,7 @@ def train(
 
     base = _resumed_recipe(out) if resume and name is None and data is None else choose_recipe(name, data)
     wanted = base.replace(given).override(assignments)
-    allowed = keys_of(assignments) | ({"training.epochs"} if epochs is not None else set())
+    allowed = keys_of(assignments) | given.keys() & {"training.epochs", "data.bad_images"}
     from candid.workflow import train as train_network
     from candid.workflow import train_seeds
 
@@ -148,6 +154,7 @@ def evaluate(
         typer.Option("--five-crops", help="Average over five crops of larger pictures; --mirror makes ten."),
     ] = False,
     data: Annotated[str | None, typer.Option(help="Another data set or folder with the same classes.")] = None,
+    bad_images: BadImages = None,
     device: Device = "auto",
     data_dir: DataDir = None,
 ) -> None:
@@ -158,7 +165,9 @@ def evaluate(
     from candid.workflow import evaluation_folder
 
     views = Views(mirror, five_crops)
-    evaluation = evaluate_run(run, split, views=views, data=data, data_dir=data_dir, device=device)
+    evaluation = evaluate_run(
+        run, split, views=views, data=data, bad_images=bad_images, data_dir=data_dir, device=device
+    )
     top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
     typer.echo(
         f"{split.capitalize()} accuracy {percent(evaluation.accuracy)}{views.text()} (95 % interval "
@@ -216,6 +225,7 @@ def report(run: Run) -> None:
 
 
 app.command()(predict)
+app.command()(doctor)
 
 
 @app.command("import")

@@ -44,6 +44,9 @@ class Data(Part):
     their size and number. Other data sets always are in memory."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read pictures which are not in memory; 0 reads them between two steps. None takes what suits."""
+    bad_images: Literal["stop", "skip"] = "stop"
+    """What to do about files of a folder that are no pictures: stop and list them, or skip and record them. No other
+    picture ever takes the place of one."""
 
     @model_validator(mode="after")
     def _validation_is_a_count_or_a_share(self) -> Self:

@@ -14,8 +14,8 @@ from candid.calibration import calibrate, find_temperature
 from candid.checkpoint import RunFolder
 from candid.comparison import Comparison, compare_runs
 from candid.data.catalog import full_name, open_data_set
-from candid.data.examples import DataSet, Examples
-from candid.data.loading import decode_once, hold_out
+from candid.data.examples import DataSet, Examples, hold_out
+from candid.data.loading import decode_once
 from candid.device import choose_device
 from candid.errors import CheckpointError, InputError, did_you_mean
 from candid.evaluation import Evaluation, describe_measurement, evaluate_checkpoint
@@ -28,7 +28,7 @@ from candid.report.writing import write_report
 from candid.training.planning import BUDGETS, Plan, describe_largest_batches, make_plan, trace_curves
 from candid.training.progress import Reporter, command_line
 from candid.training.run import resume_run, train_run
-from candid.training.setup import resolve_recipe
+from candid.training.setup import describe_left_out, resolve_recipe
 from candid.training.stopping import Stopped
 from candid.training.tuning import as_effort
 from candid.views import PLAIN, Views
@@ -188,6 +188,7 @@ def evaluate(
     *,
     views: Views = PLAIN,
     data: str | None = None,
+    bad_images: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
@@ -195,7 +196,8 @@ def evaluate(
 
     Several `views` of each picture are another way to measure, which gives another number. On the run's own validation
     split, probabilities are calibrated (see `candid.calibration`). The evaluation is kept in the run folder (see
-    `evaluation_folder`). A look at the run's own test split is recorded.
+    `evaluation_folder`). A look at the run's own test split is recorded. `bad_images` is as in the recipe, which
+    decides where it is None: what is scored and what is skipped are together what was found.
 
     Raises:
         InputError: if there is no such run, split or data set.
@@ -210,7 +212,10 @@ def evaluate(
     if data_set.class_names != checkpoint.class_names:
         raise InputError(_class_mismatch(data_set, checkpoint.class_names))
     in_split = open_split(data_set, split, checkpoint.recipe)
-    examples = decode_once(in_split, views.enlarge(checkpoint.preprocessing), checkpoint.recipe.data.in_memory)
+    settings = checkpoint.recipe.replace({"data.bad_images": bad_images or folder.recipe.data.bad_images}).data
+    examples = decode_once(in_split, views.enlarge(checkpoint.preprocessing), settings)
+    for line in describe_left_out({split: examples.unreadable}):
+        Reporter().say(line)
     if split == "validation" and data is None and views == PLAIN:
         calibration, evaluation = calibrate(checkpoint, examples, chosen_device)
         calibration.save(folder.path)
@@ -222,7 +227,8 @@ def evaluate(
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
     kept_in = evaluation_folder(folder.path, split, data, views)
-    evaluation.save(kept_in, examples, describe_measurement(checkpoint, name, views))
+    provenance = describe_measurement(checkpoint, name, views) | {"unreadable": examples.unreadable}
+    evaluation.save(kept_in, examples, provenance)
     return evaluation
 
 

@@ -4,7 +4,10 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -72,6 +75,19 @@ def make_pictures(folder: Path, per_class: int = 24, side: int = 28) -> Path:
     return folder
 
 
+@contextmanager
+def without_privileges() -> Generator[None]:
+    """Have the system refuse what it refuses everybody: root may read anything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 def small_recipe(pictures: Path, **changes: object) -> Recipe:
     """A recipe that trains in a moment and learns the three shapes; dotted keys with `__` for the dot."""
     values: dict[str, object] = {
@@ -111,6 +127,35 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture
+def readable_by_all() -> Generator[Path]:
+    """An empty folder that everybody may read, unlike those of pytest."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        for place, *_ in os.walk(folder):  # what nobody may read, nobody can remove
+            for path in Path(place).iterdir():
+                path.chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def hundred_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes in train and test; links to a hundred files, because a hundred thousand would take long to write."""
+    folder = tmp_path_factory.mktemp("many")
+    for class_name in map(str, range(10)):
+        (folder / "train" / class_name).mkdir(parents=True)
+        (folder / "test" / class_name).mkdir(parents=True)
+        for number in range(10):
+            first = folder / "train" / class_name / f"{number:04}.png"
+            draw(CLASSES[number % 3], 100 * int(class_name) + number, side=8).save(first)
+            for copy in range(number + 10, 9000, 10):
+                os.link(first, folder / "train" / class_name / f"{copy:04}.png")
+            for copy in range(number, 1000, 10):
+                os.link(first, folder / "test" / class_name / f"t{copy:04}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

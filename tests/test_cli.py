@@ -152,7 +152,8 @@ def test_data_that_cannot_be_used_has_its_own_exit_code(capsys, here: Path, tmp_
     code, _, err = call(capsys, "train", "--data", bad, *SMALL, "--set", "data.image_size=28")
     assert (code, err) == (
         3,
-        "1 picture cannot be used; expected whole pictures, so replace or remove:\n"
+        "1 picture cannot be used; expected whole pictures, so replace or remove them, "
+        "or go on without by --bad-images skip:\n"
         f"  {path} cannot be decoded: {NO_PICTURE}\n",
     )
     assert list(here.iterdir()) == []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from candid.randomness import beta, uniform
 from candid.recipe_parts import Augmentation
@@ -133,6 +133,19 @@ class Augmenter:
         row = (self.draw("cutmix row", indices) * height).long()
         column = (self.draw("cutmix column", indices) * width).long()
         return _window(row, column, (side * height).long(), inputs)
+
+
+def cut_squares(pictures: Tensor, indices: Tensor, augmenter: Augmenter) -> Tensor:
+    """The augmenter's cut of each picture uint8 [N, C, side, side], of the same shape."""
+    if augmenter.settings.random_resized_crop:
+        return cut_resized_windows(pictures, augmenter.resized_crop_windows(indices))
+    if augmenter.settings.crop_padding:
+        margin = augmenter.settings.crop_padding
+        padded = pad(pictures.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)).contiguous()
+        top, left = (offset.to(pictures.device) for offset in augmenter.crop_offsets(indices))
+        rows = torch.arange(len(pictures), device=pictures.device)
+        return cut_windows(padded, rows, top, left, side=pictures.shape[-1])
+    return pictures
 
 
 def cut_windows(padded: Tensor, indices: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:

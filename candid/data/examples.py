@@ -8,6 +8,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from candid.errors import DataError, InputError
+from candid.recipe import Recipe
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -21,6 +24,8 @@ class StoredExamples:
     """int64 [N], class indices."""
     files: tuple[str, ...]
     """What a person calls each example: a file name, or its index in the data set's own order."""
+    unreadable: tuple[str, ...] = ()
+    """As in `FileExamples`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +47,8 @@ class FileExamples:
     """int64 [N], class indices."""
     sha256: tuple[str, ...] = ()
     """Of each file's bytes, where it is known; else empty."""
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each file that was left out because it is no picture, in a sentence that names it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +62,23 @@ class FileExamples:
             labels=self.labels[indices],
             sha256=tuple(self.sha256[index] for index in chosen if self.sha256),
         )
+
+    def leave_out(self, problems: Mapping[Path, str]) -> Self:
+        """The examples without files that are no pictures; it names these, and no other takes the place of one.
+
+        Raises:
+            DataError: if nothing of a class is left.
+        """
+        kept = [index for index, file in enumerate(self.files) if self.root / file not in problems]
+        lost = set(self.labels.tolist()) - set(self.labels[kept].tolist())
+        if lost:
+            file = self.files[self.labels.tolist().index(min(lost))]
+            raise DataError(
+                f"No picture of the class of {self.root / file} can be used; expected one at least to go on without "
+                f"the others. `candid doctor {self.root}` says what is wrong with each."
+            )
+        left = self.select(torch.tensor(kept))
+        return replace(left, unreadable=(*self.unreadable, *problems.values()))
 
 
 Examples = StoredExamples | FileExamples
@@ -82,6 +106,24 @@ class DataSet:
 def pick_evenly(examples: Examples, number: int) -> Examples:
     """At least `number` examples, or all where there are fewer, and less than twice as many; at equal distances."""
     return examples.select(torch.arange(0, len(examples), max(1, len(examples) // number)))
+
+
+def hold_out(data_set: DataSet, recipe: Recipe) -> tuple[Examples, Examples | None]:
+    """The training and the validation examples; no validation when the recipe wants none."""
+    train = data_set.openers["train"]()
+    size = recipe.data.validation
+    if size == 0:
+        return train, None
+    if "validation" in data_set.openers:
+        return train, data_set.openers["validation"]()
+    size = data_set.validation if size is None else size
+    if size >= len(train):
+        raise InputError(
+            f"data.validation is {size:g}; it must be below the {len(train)} training examples of "
+            f"{data_set.name}. Hold out fewer, or a share such as 0.1."
+        )
+    kept, held_out = stratified_holdout(train.labels, size, recipe.seed)
+    return train.select(kept), train.select(held_out)
 
 
 def stratified_holdout(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:

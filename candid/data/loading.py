@@ -5,8 +5,9 @@ the data set's order; training pictures in an order, and with variations, that d
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +16,31 @@ from torch.utils.data import DataLoader, Dataset
 
 from candid.data import workers
 from candid.data.ahead import make_ahead
-from candid.data.augmentation import Augmenter, cut_resized_windows, cut_windows
+from candid.data.augmentation import Augmenter, cut_squares, cut_windows
 from candid.data.decoding import UnreadablePicture
-from candid.data.examples import DataSet, Examples, FileExamples, StoredExamples, pick_evenly, stratified_holdout
+from candid.data.examples import (
+    DataSet,
+    Examples,
+    FileExamples,
+    StoredExamples,
+    hold_out,
+    pick_evenly,
+)
 from candid.data.picture_cache import CachedExamples, open_cached
-from candid.data.preprocessing import Preprocessing
-from candid.data.reading import decode_all, read_square, read_window, refuse_unreadable
+from candid.data.preprocessing import Preprocessing, with_channels
+from candid.data.reading import (
+    UnreadablePictures,
+    decode_all,
+    find_unreadable,
+    noting_unreadable,
+    read_square,
+    read_window,
+    refuse_unreadable,
+)
 from candid.device import num_cores
-from candid.errors import InputError
 from candid.randomness import shuffled
 from candid.recipe import Recipe
+from candid.recipe_parts import Data
 
 MAX_SIDE_IN_MEMORY_PX = 96
 MAX_BYTES_IN_MEMORY = 2 * 2**30
@@ -51,11 +67,20 @@ class TrainingData:
     validation: Examples | None
     preprocessing: Preprocessing
 
+    @property
+    def unreadable(self) -> dict[str, tuple[str, ...]]:
+        """Of each split, what is wrong with the files that were left out."""
+        held_out = {} if self.validation is None else {"validation": self.validation.unreadable}
+        return {"train": self.train.unreadable, **held_out}
+
 
 def open_training_data(data_set: DataSet, recipe: Recipe) -> TrainingData:
-    """The training and validation examples of a resolved recipe, and the preprocessing that both share."""
+    """The training and validation examples of a resolved recipe, and the preprocessing that both share.
+
+    Raises:
+        UnreadablePictures: if there are such in either, unless `data.bad_images` says to leave them out.
+    """
     channels = data_set.channels if recipe.data.channels == 0 else recipe.data.channels
-    train, validation = hold_out(data_set, recipe)
     neutral = Preprocessing(
         image_size=recipe.data.image_size,
         channels=channels,
@@ -63,36 +88,65 @@ def open_training_data(data_set: DataSet, recipe: Recipe) -> TrainingData:
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
     )
-    may_cache = not recipe.augmentation.random_resized_crop  # which cuts from the whole picture, unless that is small
-    train = decode_once(train, neutral, recipe.data.in_memory, may_cache=may_cache)
+    train, validation = _decode_splits(data_set, recipe, neutral)
     if data_set.mean is not None and data_set.std is not None and channels == data_set.channels:
         mean, std = data_set.mean, data_set.std
     else:
         mean, std = channel_statistics(train, neutral)
     return TrainingData(
         train=train,
-        validation=None if validation is None else decode_once(validation, neutral, recipe.data.in_memory),
+        validation=validation,
         preprocessing=neutral.model_copy(update={"mean": mean, "std": std}),
     )
 
 
-def decode_once(
-    examples: Examples, preprocessing: Preprocessing, in_memory: bool | None = None, *, may_cache: bool = True
-) -> Examples:
+def _decode_splits(data_set: DataSet, recipe: Recipe, preprocessing: Preprocessing) -> tuple[Examples, Examples | None]:
+    """The training and the validation examples, decoded once."""
+    train, validation = hold_out(data_set, recipe)
+    may_cache = not recipe.augmentation.random_resized_crop  # which cuts from the whole picture, unless that is small
+    problems: dict[Path, str] = {}
+    with noting_unreadable(problems):
+        train = decode_once(train, preprocessing, recipe.data, may_cache=may_cache)
+    if validation is not None:
+        with noting_unreadable(problems):
+            validation = decode_once(validation, preprocessing, recipe.data)
+    refuse_unreadable(problems)
+    return train, validation
+
+
+def decode_once(examples: Examples, preprocessing: Preprocessing, data: Data, *, may_cache: bool = True) -> Examples:
     """The examples decoded and squared: in one tensor if so wanted, else in the cache; as they are where neither is.
 
-    None wants them in memory where they are small enough. What is in memory from the start stays there. The cache
-    serves those in memory too; `may_cache` is about the others.
+    `data.in_memory` None wants them in memory where they are small enough. What is in memory from the start stays
+    there. The cache serves those in memory too; `may_cache` is about the others.
+
+    Raises:
+        UnreadablePictures: if there are such, unless `data.bad_images` says to leave them out.
     """
     if isinstance(examples, StoredExamples):
-        return StoredExamples(_with_channels(examples.images, preprocessing.channels), examples.labels, examples.files)
+        return replace(examples, images=with_channels(examples.images, preprocessing.channels))
+    while True:
+        try:
+            return _decode_once(examples, preprocessing, data, may_cache)
+        except UnreadablePictures as error:
+            if data.bad_images == "stop":
+                raise
+            examples = examples.leave_out(error.problems)
+
+
+def _decode_once(
+    examples: FileExamples, preprocessing: Preprocessing, data: Data, may_cache: bool
+) -> StoredExamples | FileExamples:
+    in_memory = data.in_memory
     if in_memory is None:
         in_memory = fits_in_memory(len(examples), preprocessing.channels, preprocessing.image_size)
     cached = open_cached(examples, preprocessing) if in_memory or may_cache else None
-    if not in_memory:
-        return examples if cached is None else cached
-    pictures = decode_all(examples, preprocessing) if cached is None else cached.read(torch.arange(len(cached)))
-    return StoredExamples(pictures, examples.labels, examples.files)
+    if in_memory:
+        pictures = decode_all(examples, preprocessing) if cached is None else cached.read(torch.arange(len(cached)))
+        return StoredExamples(pictures, examples.labels, examples.files, examples.unreadable)
+    if cached is None and data.bad_images == "skip":  # else they are met when it is too late to leave them out
+        refuse_unreadable(find_unreadable(examples, preprocessing))
+    return examples if cached is None else cached
 
 
 def fits_in_memory(num_pictures: int, channels: int, side_px: int) -> bool:
@@ -291,26 +345,26 @@ class StreamedPixels:
             generator=torch.Generator(),  # or it would take a number of those that layers draw from
         )
         for batch in workers.watch(loader):
-            if isinstance(batch, list):  # the texts of errors: an exception would lose its own on the way
+            if isinstance(batch, dict):  # the texts of errors: an exception would lose its own on the way
                 refuse_unreadable(batch)
             else:
                 yield batch
 
 
-class _Pictures(Dataset[Tensor | list[str]]):
+class _Pictures(Dataset[Tensor | dict[Path, str]]):
     """Batches of pictures by their indices, as a worker process makes them."""
 
     def __init__(self, examples: FileExamples, preprocessing: Preprocessing, augmenter: Augmenter | None) -> None:
         self._examples, self._preprocessing, self._augmenter = examples, preprocessing, augmenter
 
-    def __getitem__(self, indices: Tensor) -> Tensor | list[str]:
+    def __getitem__(self, indices: Tensor) -> Tensor | dict[Path, str]:
         pictures: list[Tensor] = []
-        problems: list[str] = []
+        problems: dict[Path, str] = {}
         for index in indices:
             try:
                 pictures.append(self._read(index))
             except UnreadablePicture as error:
-                problems.append(str(error))
+                problems[self._examples.root / self._examples.files[int(index)]] = str(error)
         return problems or torch.cat(pictures)
 
     def _read(self, index: Tensor) -> Tensor:
@@ -325,19 +379,6 @@ class _Pictures(Dataset[Tensor | list[str]]):
         return self._augmenter.vary(squared, indices)
 
 
-def cut_squares(pictures: Tensor, indices: Tensor, augmenter: Augmenter) -> Tensor:
-    """The augmenter's cut of each picture uint8 [N, C, side, side], of the same shape."""
-    if augmenter.settings.random_resized_crop:
-        return cut_resized_windows(pictures, augmenter.resized_crop_windows(indices))
-    if augmenter.settings.crop_padding:
-        margin = augmenter.settings.crop_padding
-        padded = pad(pictures.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)).contiguous()
-        top, left = (offset.to(pictures.device) for offset in augmenter.crop_offsets(indices))
-        rows = torch.arange(len(pictures), device=pictures.device)
-        return cut_windows(padded, rows, top, left, side=pictures.shape[-1])
-    return pictures
-
-
 def cut_epoch(order: Tensor, batch_size: int) -> list[Tensor]:
     """The epoch's order [N] in batches; a single example left over joins the batch before it.
 
@@ -347,34 +388,6 @@ def cut_epoch(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def hold_out(data_set: DataSet, recipe: Recipe) -> tuple[Examples, Examples | None]:
-    """The training and the validation examples; no validation when the recipe wants none."""
-    train = data_set.openers["train"]()
-    size = recipe.data.validation
-    if size == 0:
-        return train, None
-    if "validation" in data_set.openers:
-        return train, data_set.openers["validation"]()
-    size = data_set.validation if size is None else size
-    if size >= len(train):
-        raise InputError(
-            f"data.validation is {size:g}; it must be below the {len(train)} training examples of "
-            f"{data_set.name}. Hold out fewer, or a share such as 0.1."
-        )
-    kept, held_out = stratified_holdout(train.labels, size, recipe.seed)
-    return train.select(kept), train.select(held_out)
-
-
-def _with_channels(images: Tensor, channels: Literal[1, 3]) -> Tensor:
-    """Images [N, C, H, W] in grey or in RGB; grey by ITU-R 601, as the decoder does it."""
-    if images.shape[1] == channels:
-        return images
-    if channels == 3:
-        return images.expand(-1, 3, -1, -1)
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
 
 
 def _num_workers() -> int:

@@ -132,12 +132,12 @@ class CachedExamples(FileExamples):
 
     def _decode(self, files: Sequence[str]) -> Tensor:
         pictures: list[Tensor] = []
-        problems: list[str] = []
+        problems: dict[Path, str] = {}
         for file in files:
             try:
                 pictures.append(read_square(self.root / file, self.preprocessing))
             except UnreadablePicture as error:
-                problems.append(str(error))
+                problems[self.root / file] = str(error)
         refuse_unreadable(problems)
         return torch.stack(pictures)
 
@@ -146,7 +146,7 @@ def open_cached(examples: FileExamples, preprocessing: Preprocessing) -> CachedE
     """The examples with their squares in the cache, decoded where they were not there; None where they cannot be kept.
 
     Raises:
-        DataError: if pictures are unreadable, with all of them. What else was decoded is kept.
+        UnreadablePictures: if there are such, with all of them. What else was decoded is kept.
     """
     folder, row_bytes = cache_folder() / "pictures", int(np.prod(picture_shape(preprocessing)))
     try:
@@ -223,12 +223,12 @@ def _build(missing: Sequence[Chunk], root: Path, preprocessing: Preprocessing) -
     """Decode the chunks that are missing, each kept as soon as it is whole."""
     if not missing:
         return
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     with decoding(sum(len(chunk.files) for chunk in missing), preprocessing) as decode, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for chunk in missing:
             pictures, found = decode([root / file for file in chunk.files])
-            problems += found
+            problems |= found
             if writing is not None:
                 writing.result()  # no more than one chunk waits to be written
             writing = None if found else writer.submit(chunk.write, pictures, root)

@@ -69,6 +69,16 @@ class Preprocessing(BaseModel):
         return self.normalise(self.make_square(pixels))
 
 
+def with_channels(images: Tensor, channels: Literal[1, 3]) -> Tensor:
+    """Images [N, C, H, W] in grey or in RGB; grey by ITU-R 601, as the decoder does it."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
+
+
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """What torchvision's `resize` gives, whose import takes as long as that of torch; a test compares them."""
     batch = pixels.reshape(-1, *pixels.shape[-3:])

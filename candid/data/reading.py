@@ -1,6 +1,6 @@
 """Picture files to squares of pixels: one by one, or many at once with threads and a bar."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +16,22 @@ from candid.data.examples import FileExamples
 from candid.data.preprocessing import Preprocessing
 from candid.device import num_cores
 from candid.errors import DataError
+from candid.words import count
 
 MOST_THREADS = 8
+MOST_LISTED = 100
+"""Unreadable pictures that an error names."""
+FILES_AT_ONCE = 256
 
-Decode = Callable[[Sequence[Path]], tuple[Tensor, list[str]]]
+Decode = Callable[[Sequence[Path]], tuple[Tensor, dict[Path, str]]]
 """From files to their squares, uint8 [N, C, side, side], and what is wrong with those that cannot be read."""
+
+
+class UnreadablePictures(DataError):
+    """Files that are no pictures, as many as were met before somebody said so."""
+
+    problems: Mapping[Path, str] = {}
+    """What is wrong with each file, in a sentence that names it."""
 
 
 def read_square(path: Path, preprocessing: Preprocessing) -> Tensor:
@@ -52,8 +63,17 @@ def read_window(path: Path, window: Tensor, preprocessing: Preprocessing) -> Ten
     return squash.make_square(decoded[:, top : top + rows, left : left + columns])
 
 
+def find_unreadable(examples: FileExamples, preprocessing: Preprocessing) -> dict[Path, str]:
+    """What is wrong with each file that cannot be read; nothing of the others stays."""
+    problems: dict[Path, str] = {}
+    with decoding(len(examples), preprocessing) as decode:
+        for start in range(0, len(examples), FILES_AT_ONCE):
+            problems |= decode([examples.root / file for file in examples.files[start : start + FILES_AT_ONCE]])[1]
+    return problems
+
+
 def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
-    """All pictures, squared, uint8 [N, C, image_size, image_size]; DataError lists those that are unreadable."""
+    """All pictures, squared, uint8 [N, C, image_size, image_size]; UnreadablePictures are those that are not."""
     with decoding(len(examples), preprocessing) as decode:
         pictures, problems = decode([examples.root / file for file in examples.files])
     refuse_unreadable(problems)
@@ -68,7 +88,7 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(min(MOST_THREADS, num_cores()), initializer=use_one_core)
 
-    def decode(files: Sequence[Path]) -> tuple[Tensor, list[str]]:
+    def decode(files: Sequence[Path]) -> tuple[Tensor, dict[Path, str]]:
         pictures = torch.empty(len(files), preprocessing.channels, side, side, dtype=torch.uint8)
 
         def read(position: int) -> str | None:
@@ -78,10 +98,10 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
                 return str(error)
             return None
 
-        problems: list[str] = []
-        for problem in pool.map(read, range(len(files))):
+        problems: dict[Path, str] = {}
+        for file, problem in zip(files, pool.map(read, range(len(files))), strict=True):
             bar.advance(task)
-            problems += [] if problem is None else [problem]
+            problems |= {} if problem is None else {file: problem}
         return pictures, problems
 
     try:
@@ -92,10 +112,24 @@ def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decod
         torch.set_num_threads(num_threads)
 
 
-def refuse_unreadable(problems: Sequence[str]) -> None:
-    """Raise one DataError that lists the unreadable pictures, if there are any."""
+@contextmanager
+def noting_unreadable(problems: dict[Path, str]) -> Generator[None]:
+    """Go on behind pictures that cannot be read, to know all of them before anybody is told."""
+    try:
+        yield
+    except UnreadablePictures as error:
+        problems |= error.problems
+
+
+def refuse_unreadable(problems: Mapping[Path, str]) -> None:
+    """Raise one UnreadablePictures that lists them, if there are any."""
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        number = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
-        raise DataError(f"{number} cannot be used; expected whole pictures, so replace or remove:\n{shown}{more}")
+        shown = "".join(f"\n  {problem}" for problem in list(problems.values())[:MOST_LISTED])
+        more = len(problems) - MOST_LISTED
+        error = UnreadablePictures(
+            f"{count(len(problems), 'picture')} cannot be used; expected whole pictures, so replace or remove them, "
+            f"or go on without by --bad-images skip:{shown}"
+            + (f"\n  and {more:,} more; `candid doctor` lists all of a folder" if more > 0 else "")
+        )
+        error.problems = problems
+        raise error

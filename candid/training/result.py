@@ -8,20 +8,20 @@ import torch
 
 from candid.calibration import calibrate
 from candid.checkpoint import RunFolder
-from candid.data.examples import DataSet, Examples
-from candid.data.loading import decode_once
+from candid.data.examples import DataSet
+from candid.data.loading import TrainingData, decode_once
 from candid.device import peak_memory_mib
 from candid.durable import write_file
 from candid.evaluation import describe_measurement, evaluate_checkpoint
 from candid.sizes import size
 from candid.training.progress import command_line
-from candid.words import interval, percent
+from candid.words import count, interval, percent
 
 
 def finish_run(
     run: RunFolder,
     data_set: DataSet,
-    validation: Examples | None,
+    data: TrainingData,
     device: torch.device,
     history: Sequence[Mapping[str, Any]],
     predicted_memory_mib: float | None = None,
@@ -31,13 +31,16 @@ def finish_run(
     The look is one with the chosen and with the last checkpoint. Returns the result in words. Without a test split,
     what the report shows is the validation split.
     """
+    validation = data.validation
+    unreadable = data.unreadable
     chosen, last = run.load(), run.load("latest")
     provenance = describe_measurement(chosen, chosen.recipe.data.name)
     temperature = 1.0
     if validation is not None:
         calibration, evaluation = calibrate(chosen, validation, device)
         calibration.save(run.path)
-        evaluation.save(run.path / "evaluation-validation", validation, provenance)
+        of_validation = provenance | {"unreadable": validation.unreadable}
+        evaluation.save(run.path / "evaluation-validation", validation, of_validation)
         temperature = calibration.temperature
     result: dict[str, object] = {
         "test_accuracy": None,
@@ -52,11 +55,12 @@ def finish_run(
         "images_per_second": round(sum(r["images"] for r in history) / sum(r["seconds"] for r in history), 1),
     }
     if "test" in data_set.openers:
-        examples = decode_once(data_set.openers["test"](), chosen.preprocessing, chosen.recipe.data.in_memory)
+        examples = decode_once(data_set.openers["test"](), chosen.preprocessing, run.recipe.data)
         test = evaluate_checkpoint(chosen, examples, "test", device, temperature=temperature)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
-        test.save(run.path / "evaluation-test", examples, provenance)
+        test.save(run.path / "evaluation-test", examples, provenance | {"unreadable": examples.unreadable})
+        unreadable |= {"test": examples.unreadable}
         result |= {
             "test_accuracy": test.accuracy,
             "test_accuracy_interval": list(test.accuracy_interval),
@@ -65,8 +69,15 @@ def finish_run(
         }
     peaks = [round(peak_memory_mib(device), 1), *(row["peak_memory_mib"] for row in history)]
     result |= {"predicted_memory_mib": predicted_memory_mib, "peak_memory_mib": max(peaks)}
+    result["unreadable_pictures"] = {split: len(problems) for split, problems in unreadable.items()}
     write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
-    return describe_result(result, run.chosen) + _describe_memory(result)
+    return describe_result(result, run.chosen) + _describe_left_out(result) + _describe_memory(result)
+
+
+def _describe_left_out(result: Mapping[str, Any]) -> str:
+    """Of a test split that was not whole, how much of it the result is about."""
+    lost = result["unreadable_pictures"].get("test", 0)
+    return f" Not counted: {count(lost, 'file')} of the test split that cannot be used." if lost else ""
 
 
 def _describe_memory(result: Mapping[str, Any]) -> str:

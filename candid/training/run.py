@@ -13,6 +13,7 @@ from candid.checkpoint import Checkpoint, RunFolder, TrainingState, refuse_exist
 from candid.data.catalog import open_data_set
 from candid.data.examples import DataSet, FileExamples
 from candid.data.loading import TrainingData, cut_epoch, open_training_data
+from candid.data.quick_look import look_quickly
 from candid.device import choose_device, keep_freed_memory, return_freed_memory
 from candid.errors import CheckpointError, DataError, InputError
 from candid.recipe import Recipe, list_differences
@@ -25,6 +26,7 @@ from candid.training.setup import (
     are_those,
     describe_changes,
     describe_environment,
+    describe_left_out,
     load_start,
     resolve_recipe,
     use_settings,
@@ -38,6 +40,8 @@ PLANNED = ("memory_format", "memory", "micro_batch_size", "compile")
 """What measuring leaves as the memory plan has it: predictions know what precision and threads cost, not these."""
 FIXED_PARTS = ("data.", "model.", "seed")
 """What a run cannot change when it goes on: its state would mean something else."""
+FREE = ("data.workers", "data.bad_images")
+"""What it can, of those parts; that the training pictures are the same ones is seen to in any case."""
 
 
 def train_run(
@@ -62,6 +66,8 @@ def train_run(
     refuse_existing(out)
     with _joined(device, reporter) as (ranks, chosen_device, speaker):
         data_set = data_set or open_data_set(recipe.data.name, data_dir)
+        if warning := look_quickly(data_set):
+            speaker.say(warning)
         wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
         plan = None
         if recipe.limits.memory:
@@ -73,6 +79,8 @@ def train_run(
         else:
             keep_freed_memory()
         data = open_training_data(data_set, recipe)
+        for line in describe_left_out(data.unreadable):
+            speaker.say(line)
         if effort == "full":
             speaker.say("Measuring settings; with torch.compile this takes minutes where no earlier run did it.")
         tuning = _tune(wanted, recipe, data, len(data_set.class_names), chosen_device, ranks, plan, effort)
@@ -85,6 +93,7 @@ def train_run(
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
             "weights_sha256": _sha256(start),
             "tuning": None if tuning is None else tuning.record(),
+            "unreadable_pictures": data.unreadable,
         }
         run = RunFolder.create(out, recipe, environment) if ranks.is_first else RunFolder(out)
         with _locked(run, ranks):
@@ -235,7 +244,7 @@ def _load_to_resume(run: RunFolder, ranks: Ranks) -> tuple[Checkpoint, TrainingS
 
 def _refuse_changes(run: RunFolder, changes: dict[str, tuple[object, object]], allowed: Set[str]) -> None:
     limits = {key for key in changes if key.startswith("limits.")}
-    fixed = [key for key in changes if key.startswith(FIXED_PARTS) and key != "data.workers"]
+    fixed = [key for key in changes if key.startswith(FIXED_PARTS) and key not in FREE]
     refused = [key for key in changes if key not in allowed | limits or key in fixed]
     if refused:
         listed = "".join(f"\n  {key}: {changes[key][0]!r} in the run, {changes[key][1]!r} now" for key in refused)

@@ -122,8 +122,7 @@ class Session:
         gc.collect()  # a network that recomputes refers to itself
         predicted_mib = None if self.predicted is None else round(self.predicted.total / 2**20, 1)
         if self.ranks.is_first:
-            validation = self.data.validation
-            self.reporter.say(finish_run(self.run, self.data_set, validation, self.device, self.history, predicted_mib))
+            self.reporter.say(finish_run(self.run, self.data_set, self.data, self.device, self.history, predicted_mib))
 
     def _train_epoch(self) -> None:
         losses = [row["train_loss"] for row in self.history]

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from candid.models.dense_pieces import describe_pieces
 from candid.recipe import Recipe
 from candid.training.progress import command_line
 from candid.weights import Loaded, load_weights
+from candid.words import count
 
 PACKAGES = ("candid-vision", "torch", "torchvision", "numpy", "pillow", "safetensors")
 
@@ -158,6 +159,15 @@ def describe_environment(recipe: Recipe, device: torch.device, train: Examples, 
         "training_data_sha256": hash_examples(train),
         "git_commit": _git_commit(),
     }
+
+
+def describe_left_out(unreadable: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each split of which pictures were left out."""
+    return [
+        f"Left out of the {split} split: {count(len(problems), 'file')} that cannot be used; the first: {problems[0]}"
+        for split, problems in unreadable.items()
+        if problems
+    ]
 
 
 def describe_dense_blocks(recipe: Recipe, device: torch.device) -> str | None:

@@ -2,8 +2,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, draw, make_pictures
+from conftest import CLASSES, draw, make_pictures, without_privileges
 
+from candid.data.decoding import decode_file
 from candid.data.folders import open_folder
 from candid.errors import DataError
 
@@ -132,6 +133,130 @@ def test_a_class_missing_in_a_split_is_refused(tmp_path: Path, lacking: str, pre
         f"Class 'cross' is in the {present} split of {tmp_path} but not in the {lacking} split. "
         "Expected every class in every split: move some of its pictures, or remove the class."
     )
+
+
+def test_a_folder_one_too_high_is_refused_with_the_right_one(tmp_path: Path):
+    make_pictures(tmp_path / "download" / "shapes", per_class=3)
+    assert problem(tmp_path / "download") == (
+        f"{tmp_path}/download has one class, 'shapes'; expected at least two, each in a folder of its own. "
+        f"If the classes are the folders in {tmp_path}/download/shapes, name that one."
+    )
+
+
+def test_a_flat_validation_folder_is_refused(tmp_path: Path):
+    make_pictures(tmp_path / "train", per_class=3)
+    (tmp_path / "val").mkdir()
+    draw("circle", 0).save(tmp_path / "val" / "a.png")
+    assert problem(tmp_path) == f"{tmp_path}/val holds pictures but no class folders. {LAYOUTS.format(tmp_path)}"
+
+
+def test_splits_without_train_are_refused(tmp_path: Path):
+    for split in ("val", "test"):
+        make_pictures(tmp_path / split, per_class=3)
+    assert problem(tmp_path) == f"{tmp_path} holds test and val but no train folder. {LAYOUTS.format(tmp_path)}"
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path):
+    folder = make_pictures(tmp_path / "pictures", per_class=3)
+    (folder / "circle").rename(folder / "test")
+    assert open_folder(folder).class_names == ("cross", "stripes", "test")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path):
+    for split in ("train", "val", "valid"):
+        make_pictures(tmp_path / split, per_class=3)
+    assert problem(tmp_path) == (
+        f"{tmp_path} has 2 folders for the validation split, val and valid; expected one. "
+        "Join them, or rename those that are something else."
+    )
+
+
+def test_numbers_as_names_are_names(tmp_path: Path):
+    """1, 10, 2 as text is sorted: whatever the position, a picture's class is its folder's name."""
+    folder = make_pictures(tmp_path / "pictures", per_class=12)
+    for old, new in zip(CLASSES, ("1", "2", "10"), strict=True):
+        (folder / old).rename(folder / new)
+    data_set = open_folder(folder)
+    assert data_set.class_names == ("1", "10", "2")
+    for opener in data_set.openers.values():
+        examples = opener()
+        assert [data_set.class_names[label] for label in examples.labels] == [f.split("/")[0] for f in examples.files]
+
+
+@pytest.mark.parametrize("inside", [".", "train"])
+def test_a_link_to_what_holds_it_is_refused(tmp_path: Path, inside: str):
+    make_pictures(tmp_path / "own" / inside, per_class=3)
+    link = tmp_path / "own" / inside / "again"
+    link.symlink_to(tmp_path / "own", target_is_directory=True)
+    assert problem(tmp_path / "own") == (
+        f"{link} is a link to {tmp_path}/own, which holds it; expected a folder of its own. Remove the link."
+    )
+
+
+def test_loops_within_a_class_end(tmp_path: Path):
+    folder = make_pictures(tmp_path / "pictures", per_class=3)
+    (folder / "circle" / "again").symlink_to(folder / "circle", target_is_directory=True)
+    (folder / "circle" / "itself.png").symlink_to(folder / "circle" / "itself.png")
+    found = [file for files in contents(folder).values() for file in files]
+    assert len(found) == 3 * 3 + 1  # the link that leads to itself is a picture that cannot be read
+
+
+def test_a_split_that_is_a_link_to_nowhere_is_refused(tmp_path: Path):
+    make_pictures(tmp_path / "train", per_class=3)
+    (tmp_path / "val").symlink_to(tmp_path / "gone")
+    assert (
+        problem(tmp_path) == f"{tmp_path}/val is a link that leads nowhere; expected a folder. Mend it, or remove it."
+    )
+
+
+@pytest.mark.parametrize("target", ["gone", "circle2"])
+def test_a_class_that_is_a_link_to_nowhere_is_refused(tmp_path: Path, target: str):
+    folder = make_pictures(tmp_path / "pictures", per_class=3)
+    (folder / "circle2").symlink_to(folder / target)
+    assert problem(folder) == (
+        f"{folder}/circle2 is a link that leads nowhere; expected a folder. Mend it, or remove it."
+    )
+
+
+def test_a_class_may_be_a_link(tmp_path: Path):
+    folder = make_pictures(tmp_path / "pictures", per_class=3)
+    (folder / "circle").rename(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(tmp_path / "elsewhere")
+    assert sum(file.startswith("circle/") for files in contents(folder).values() for file in files) == 3
+
+
+@pytest.mark.parametrize("inside", ["", "cross", "cross/deeper"])
+def test_a_folder_without_permission_is_refused(readable_by_all: Path, inside: str):
+    folder = make_pictures(readable_by_all / "pictures", per_class=3)
+    (folder / "cross" / "deeper").mkdir()
+    (folder / inside).chmod(0)
+    with without_privileges():
+        text = problem(folder)
+    assert text == (
+        f"{folder / inside} cannot be read: Permission denied; expected a folder of pictures. "
+        "Make it readable, or remove it."
+    )
+
+
+def test_a_picture_without_permission_is_met_where_it_is_decoded(readable_by_all: Path):
+    folder = make_pictures(readable_by_all / "pictures", per_class=12)
+    (folder / "cross" / "03.png").chmod(0)
+    with without_privileges():
+        files = [file for files in contents(folder).values() for file in files]
+        assert "cross/03.png" in files
+        with pytest.raises(DataError) as caught:
+            decode_file(folder / "cross" / "03.png", 3)
+    assert str(caught.value) == f"{folder}/cross/03.png cannot be read: Permission denied; expected a picture file."
+
+
+def test_a_hundred_thousand_pictures_are_listed_with_their_classes(hundred_thousand: Path):
+    data_set = open_folder(hundred_thousand)
+    train, test = data_set.openers["train"](), data_set.openers["test"]()
+    assert data_set.class_names == tuple(sorted(map(str, range(10))))
+    assert (len(train), len(test)) == (90_000, 10_000)
+    for examples in (train, test):
+        own = [file.split("/")[1] for file in examples.files]
+        assert [data_set.class_names[label] for label in examples.labels] == own
 
 
 def test_a_class_too_small_to_split_is_refused(tmp_path: Path):

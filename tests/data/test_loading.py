@@ -9,6 +9,7 @@ from candid.data.catalog import open_data_set
 from candid.data.decoding import decode_file
 from candid.data.examples import DataSet, FileExamples, StoredExamples, stratified_holdout
 from candid.data.loading import EvaluationBatches, TrainingBatches, TrainingData, cut_epoch, open_training_data
+from candid.data.preprocessing import with_channels
 from candid.data.reading import decode_all
 from candid.errors import DataError, InputError
 from candid.recipe import Recipe
@@ -163,7 +164,7 @@ def test_color_becomes_grey_as_the_decoder_does_it(pictures: Path):
     rgb = open_training_data(*_data_and_recipe(pictures)).train
     grey = open_training_data(*_data_and_recipe(pictures, data__channels=1)).train
     assert grey.images.shape[1] == 1
-    converted = loading._with_channels(rgb.images, 1)
+    converted = with_channels(rgb.images, 1)
     assert (converted.int() - grey.images.int()).abs().max() <= 1
 
 
@@ -177,7 +178,8 @@ def test_unreadable_pictures_are_listed_and_stop_the_run(tmp_path: Path):
     (folder / "circle" / "03.png").write_bytes(b"")
     (folder / "cross" / "05.png").write_text("text")
     text = (
-        "2 pictures cannot be used; expected whole pictures, so replace or remove:\n"
+        "2 pictures cannot be used; expected whole pictures, so replace or remove them, "
+        "or go on without by --bad-images skip:\n"
         f"  {folder}/circle/03.png is empty (0 bytes); expected a picture.\n"
         f"  {folder}/cross/05.png cannot be decoded: {NO_PICTURE}"
     )

@@ -18,6 +18,7 @@ from candid.data.picture_cache import CachedExamples, open_cached
 from candid.data.preprocessing import Preprocessing
 from candid.data.reading import decode_all
 from candid.errors import DataError
+from candid.recipe_parts import Data
 from candid.training.setup import are_those, hash_examples, resolve_recipe
 
 CPU = torch.device("cpu")
@@ -134,7 +135,8 @@ def test_chunks_that_another_process_takes_away_are_done_without(cache: Path, fo
     with pytest.raises(DataError) as caught:
         read_all(found)
     assert str(caught.value) == (
-        "2 pictures cannot be used; expected whole pictures, so replace or remove:\n"
+        "2 pictures cannot be used; expected whole pictures, so replace or remove them, "
+        "or go on without by --bad-images skip:\n"
         f"  {folder}/cross/05.png is empty (0 bytes); expected a picture.\n"
         f"  {folder}/cross/06.png cannot be read: No such file or directory; expected a picture file."
     )
@@ -147,7 +149,10 @@ def test_unreadable_pictures_are_all_listed_and_their_chunks_are_not_kept(cache:
     with pytest.raises(DataError) as caught:
         open_cached(examples(folder), SQUARE)
     listed = "".join(f"\n  {path} is empty (0 bytes); expected a picture." for path in broken)
-    assert str(caught.value) == f"2 pictures cannot be used; expected whole pictures, so replace or remove:{listed}"
+    assert str(caught.value) == (
+        "2 pictures cannot be used; expected whole pictures, so replace or remove them, "
+        f"or go on without by --bad-images skip:{listed}"
+    )
     kept = list(cache.iterdir())
     assert kept
     for path in broken:
@@ -202,10 +207,10 @@ def test_without_room_the_pictures_are_read_as_before_and_one_line_says_so(
     cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(picture_cache, "SPARE_BYTES", 2**60)
-    stored = decode_once(examples(folder), SQUARE)
+    stored = decode_once(examples(folder), SQUARE, Data())
     assert isinstance(stored, StoredExamples)
     assert torch.equal(stored.images, decode_all(examples(folder), SQUARE))
-    assert isinstance(decode_once(examples(folder), SQUARE, in_memory=False), FileExamples)
+    assert isinstance(decode_once(examples(folder), SQUARE, Data(in_memory=False)), FileExamples)
     line = (
         f"The pictures are decoded each time, and not kept in {cache}: they take 0 MiB, and there is room for 0 MiB.\n"
     )
@@ -215,7 +220,7 @@ def test_without_room_the_pictures_are_read_as_before_and_one_line_says_so(
 
 def test_a_folder_that_cannot_be_written_is_done_without(cache: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
     cache.parent.parent.write_text("a file where the folder should be")
-    assert isinstance(decode_once(examples(folder), SQUARE), StoredExamples)
+    assert isinstance(decode_once(examples(folder), SQUARE, Data()), StoredExamples)
     assert capsys.readouterr().err == (
         f"The pictures are decoded each time, and not kept in {cache}: {cache} cannot be used (Not a directory).\n"
     )

@@ -16,7 +16,7 @@ from candid.data.loading import EvaluationBatches, StreamedPixels, decode_once
 from candid.data.picture_cache import CachedExamples
 from candid.data.preprocessing import Preprocessing
 from candid.data.reading import decode_all, read_square, read_window
-from candid.recipe_parts import Augmentation
+from candid.recipe_parts import Augmentation, Data
 
 WIDTH, HEIGHT = 1333, 1000
 
@@ -102,7 +102,7 @@ def test_all_ways_see_the_same_pixels(photo: Path):
     preprocessing = square(100)
     expected = read_square(photo, preprocessing).expand(3, -1, -1, -1)
     assert torch.equal(decode_all(examples, preprocessing), expected)
-    stored, cached = (decode_once(examples, preprocessing, in_memory) for in_memory in (True, False))
+    stored, cached = (decode_once(examples, preprocessing, Data(in_memory=in_memory)) for in_memory in (True, False))
     assert isinstance(cached, CachedExamples)
     augmenter = Augmenter(Augmentation(), 0, 0, 3)
     streamed = StreamedPixels(examples, preprocessing)

@@ -13,8 +13,7 @@ from processes import be_rank, free_port, outcome, start
 from candid.checkpoint import RunFolder
 from candid.comparison import compare_runs
 from candid.data.catalog import open_data_set
-from candid.data.examples import DataSet, FileExamples
-from candid.data.loading import hold_out
+from candid.data.examples import DataSet, FileExamples, hold_out
 from candid.data.preprocessing import Preprocessing
 from candid.device import choose_device, num_cores
 from candid.durable import cache_folder
