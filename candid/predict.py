@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from candid.calibration import find_temperature
+from candid.calibration import FILE_NAME, Calibration
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
 from candid.data.reading import decode_square
 from candid.data.sources import Picture, find_pictures
 from candid.device import choose_device
+from candid.errors import InputError
 from candid.evaluation import rank_classes
 from candid.explaining import explain
 from candid.views import prepare
@@ -26,6 +27,7 @@ from candid.words import percent
 
 BATCH_SIZE = 8
 """Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
+UNKNOWN = "unknown"
 MOST_STREAMS = 8
 """Batches under way at once."""
 
@@ -48,11 +50,13 @@ class Prediction:
     """Milliseconds in the network."""
     data: bytes = field(default=b"", compare=False, repr=False)
     """The encoded picture, where it was to be kept."""
+    threshold: float = 0.0
+    """Less than this probability makes no answer."""
 
     @property
     def answer(self) -> str:
-        """What the picture is said to show: the best class, whose probability is the first."""
-        return self.classes[0]
+        """What the picture is said to show: the best class, or UNKNOWN where its probability is too low."""
+        return self.classes[0] if self.probabilities[0] >= self.threshold else UNKNOWN
 
     @property
     def label(self) -> str:
@@ -60,26 +64,32 @@ class Prediction:
         return f"{self.answer} {percent(self.probabilities[0])}"
 
     def as_dict(self) -> dict[str, object]:
-        """For programs: the file, its classes with their probabilities, and the time it took; or what went wrong."""
+        """For programs: file, answer, classes with their probabilities, and the time it took; or what went wrong."""
         if self.problem:
             return {"file": self.file, "problem": self.problem}
         pairs = zip(self.classes, self.probabilities, strict=True)
         classes = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
         times = {"decode_ms": round(self.decode_ms, 3), "network_ms": round(self.network_ms, 3)}
-        return {"file": self.file, "classes": classes, **times}
+        return {"file": self.file, "answer": self.answer, "classes": classes, **times}
 
 
 class Predictor:
     """A network ready to name pictures, with the preprocessing it was measured with."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, temperature: float = 1.0, fit: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
+        fit: str | None = None,
     ) -> None:
         """Put the checkpoint's network on `device`; its logits are divided by the temperature.
 
-        `fit` makes pictures square in another way than it has learned.
+        Below the threshold its answer is UNKNOWN. `fit` makes pictures square in another way than it has learned.
         """
-        self.checkpoint, self._device, self._temperature = checkpoint, device, temperature
+        self.checkpoint, self._device = checkpoint, device
+        self._temperature, self.threshold = temperature, threshold
         self.preprocessing = checkpoint.preprocessing.with_fit(fit or checkpoint.preprocessing.fit)
         self._apply = prepare(restore_network(checkpoint).to(device))
 
@@ -139,7 +149,8 @@ class Predictor:
             if isinstance(found, str):
                 predictions.append(Prediction(picture.name, (), (), found))
             else:
-                predictions.append(Prediction(picture.name, *next(ranked), None, decode_ms, network_ms, found[1]))
+                said = Prediction(picture.name, *next(ranked), None, decode_ms, network_ms, found[1], self.threshold)
+                predictions.append(said)
         return predictions
 
     def _read(self, picture: Picture, keep: bool) -> tuple[Tensor, bytes] | str:
@@ -161,23 +172,43 @@ class Predictor:
         ]
 
 
-def load(run: str | Path, which: Which | None = None, device: str = "auto", fit: str | None = None) -> Predictor:
+def load(
+    run: str | Path,
+    which: Which | None = None,
+    device: str = "auto",
+    fit: str | None = None,
+    precision: float | None = None,
+) -> Predictor:
     """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out.
 
-    `fit` (crop, pad or squash) is how pictures are made square, where not as in training.
+    `fit` (crop, pad or squash) is how pictures are made square, where not as in training. With `precision`, such as
+    0.95, its answer is "unknown" where so many of the answers would not be right, by the validation split.
+
+    Raises:
+        InputError: if the run was not calibrated, or there is no threshold for that precision.
     """
     checkpoint = RunFolder.open(Path(run)).load(which)
-    return Predictor(checkpoint, choose_device(device), find_temperature(Path(run), checkpoint.name), fit)
+    calibration = Calibration.load(Path(run), checkpoint.name)
+    temperature, threshold = 1.0 if calibration is None else calibration.temperature, 0.0
+    if precision is not None:
+        if calibration is None:
+            raise InputError(
+                f"{run} was not calibrated, so no confidence is known from which on {precision:g} of its answers are "
+                f"right; expected {FILE_NAME} in it. Run `candid evaluate {run}`, which needs a validation split."
+            )
+        threshold = calibration.threshold(precision).confidence
+    return Predictor(checkpoint, choose_device(device), temperature, threshold, fit)
 
 
 def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:
-    """The header and a line a picture: file, the best `num_ranks` classes and probabilities, and what went wrong."""
+    """The header and a line a picture: file, answer, the best `num_ranks` classes, and what went wrong."""
     named = [column for rank in range(1, num_ranks + 1) for column in (f"class_{rank}", f"probability_{rank}")]
-    yield csv_line(["file", *named, "problem"])
+    yield csv_line(["file", "answer", *named, "problem"])
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        yield csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+        answer = "" if prediction.problem else prediction.answer
+        yield csv_line([prediction.file, answer, *(cells or [""] * len(named)), prediction.problem or ""])
 
 
 def csv_line(cells: Sequence[str]) -> str:

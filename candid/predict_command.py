@@ -46,6 +46,9 @@ def predict(
     fit: Annotated[
         str | None, typer.Option(help="Make pictures square by crop, pad or squash, not as learned.")
     ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Answer unknown, so that so many of the other answers are right, such as 0.95.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
@@ -53,7 +56,7 @@ def predict(
     from candid.predict import load
     from candid.video import is_video
 
-    predictor = load(run, device=device, fit=fit)
+    predictor = load(run, device=device, fit=fit, precision=precision)
     _say_what_was_measured(predictor)
     if any(is_video(source) for source in sources):
         if explained is not None:
@@ -156,8 +159,12 @@ def _print_predictions(predictions: Iterable["Prediction"], num_ranks: int) -> N
     if not named:
         return
     elapsed_s = time.perf_counter() - begun_at_s
-    rows = [(Path(prediction.file).name, *_ranked_cells(prediction)) for prediction in named]
-    print_table(("picture", *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
+    has_unknown = any(prediction.threshold for prediction in named)
+    rows = [
+        (Path(prediction.file).name, *[prediction.answer] * has_unknown, *_ranked_cells(prediction))
+        for prediction in named
+    ]
+    print_table(("picture", *["answer"] * has_unknown, *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
     decode_ms, network_ms = fmean(p.decode_ms for p in named), fmean(p.network_ms for p in named)
     typer.echo(
         f"{count(len(named), 'picture')} in {elapsed_s:,.1f} s: {milliseconds(decode_ms)} each to read and decode, "

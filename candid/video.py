@@ -176,7 +176,9 @@ def _name(predictor: Predictor, path: Path, frames: list[Frame], top: int) -> It
             )
             yield NamedFrame(frame.number, frame.seconds, Prediction(str(path), (), (), problem))
         else:
-            yield NamedFrame(frame.number, frame.seconds, Prediction(str(path), *next(ranked)))
+            yield NamedFrame(
+                frame.number, frame.seconds, Prediction(str(path), *next(ranked), threshold=predictor.threshold)
+            )
 
 
 def _square(predictor: Predictor, pixels: np.ndarray) -> Tensor:

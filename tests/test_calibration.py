@@ -177,3 +177,40 @@ def test_evaluating_the_validation_split_calibrates(tempered: Path, capsys):
     assert found is not None
     assert found.temperature == expected["temperature"]
     assert found.text() in said.splitlines()
+
+
+def with_threshold(run: Path, confidence: float) -> None:
+    """Let 95 % of the answers of a run be right from a confidence on."""
+    values = json.loads((run / "calibration.json").read_text())
+    found = Calibration(**values | {"thresholds": (Threshold(0.95, confidence, 0.5),)})
+    found.save(run)
+
+
+def test_below_the_threshold_the_answer_is_unknown(run: Path, tempered: Path, pictures: Path, capsys, here: Path):
+    confidences = sorted(p.probabilities[0] for p in load(tempered).predict(pictures / "circle"))
+    middle = confidences[len(confidences) // 2]
+    with_threshold(tempered, middle)
+    predictions = load(tempered, precision=0.95).predict(pictures / "circle")
+    assert [p.answer for p in predictions] == [
+        p.classes[0] if p.probabilities[0] >= middle else "unknown" for p in predictions
+    ]
+    assert {p.answer for p in load(tempered).predict(pictures / "circle")} == {p.classes[0] for p in predictions}
+    code, said, _ = call(capsys, "predict", tempered, pictures / "circle", "--precision", 0.95)
+    assert code == 0
+    assert sum(" unknown " in line for line in said.splitlines()) == sum(c < middle for c in confidences)
+    assert call(capsys, "predict", tempered, pictures / "circle", "--precision", 0.95, "--csv", "out.csv")[0] == 0
+    rows = (here / "out.csv").read_text().splitlines()
+    assert rows[0].startswith("file,answer,class_1,probability_1,")
+    assert [row.split(",")[1] for row in rows[1:]] == [p.answer for p in predictions]
+    _, lines, _ = call(capsys, "predict", tempered, pictures / "circle", "--precision", 0.95, "--json")
+    assert [json.loads(line)["answer"] for line in lines.splitlines()] == [p.answer for p in predictions]
+
+
+def test_a_run_that_was_never_calibrated_knows_no_unknown(tempered: Path, pictures: Path, capsys):
+    (tempered / "calibration.json").unlink()
+    assert call(capsys, "predict", tempered, pictures, "--precision", 0.95) == (
+        2,
+        "",
+        f"{tempered} was not calibrated, so no confidence is known from which on 0.95 of its answers are right; "
+        f"expected calibration.json in it. Run `candid evaluate {tempered}`, which needs a validation split.\n",
+    )
