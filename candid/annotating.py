@@ -1,4 +1,4 @@
-"""Copies of pictures with the answer below them, in a folder of their own."""
+"""Copies of pictures with the answer below them, and with what speaks for it, in a folder of their own."""
 
 import importlib.util
 import re
@@ -7,16 +7,20 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from candid.data.decoding import decode
 from candid.errors import InputError
-from candid.predict import Prediction
+from candid.explaining import overlay
+from candid.predict import Prediction, Predictor
 from candid.words import percent, shorten, showable
 
 FONT_SIZES_PX = (14, 96)
 """Of the smallest pictures and of the largest; between them, so many columns fit below a picture:"""
 COLUMNS = 40
 LONGEST_LABEL = 80
+SMALLEST_EXPLAINED_PX = 448
+"""Side to which pictures are enlarged to be looked at; the network may see no more than 28 px of them."""
 JPEG_SUFFIXES, MOST_JPEG_SIDE_PX = (".jpg", ".jpeg"), 65_500
 
 
@@ -52,7 +56,21 @@ class NewFolder:
 def annotate(prediction: Prediction) -> Image.Image:
     """The picture, whose bytes were kept, with the answer and its probability below it."""
     pixels = decode(prediction.data, 3, prediction.file)
-    return with_label(to_image(pixels), f"{prediction.answer} {percent(prediction.probabilities[0])}")
+    return with_label(to_image(pixels), _label(prediction))
+
+
+def explain(predictor: Predictor, prediction: Prediction) -> Image.Image:
+    """What the network sees of a picture, whose bytes were kept, hot where it speaks for the answer; that below it."""
+    heat = predictor.explain(prediction.data, prediction.classes[0], prediction.file)
+    side = max(SMALLEST_EXPLAINED_PX, len(heat))
+    view = predictor.preprocessing.model_copy(update={"image_size": side, "channels": 3})
+    pixels = view.make_square(decode(prediction.data, 3, prediction.file))
+    heat = interpolate(heat[None, None], (side, side), mode="bilinear")[0, 0]
+    return with_label(to_image(overlay(pixels, heat)), _label(prediction))
+
+
+def _label(prediction: Prediction) -> str:
+    return f"{prediction.answer} {percent(prediction.probabilities[0])}"
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from candid.checkpoint import Checkpoint, RunFolder, Which, restore_network
 from candid.data.decoding import UnreadablePicture
@@ -18,6 +19,7 @@ from candid.data.reading import decode_square
 from candid.data.sources import Picture, find_pictures
 from candid.device import choose_device
 from candid.evaluation import prepare, rank_classes
+from candid.explaining import explain
 
 BATCH_SIZE = 8
 """Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
@@ -67,6 +69,20 @@ class Predictor:
         self.checkpoint, self._device = checkpoint, device
         self.preprocessing = checkpoint.preprocessing.with_fit(fit or checkpoint.preprocessing.fit)
         self._apply = prepare(restore_network(checkpoint).to(device))
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        """The checkpoint's network as it was trained, with nothing folded into it."""
+        return restore_network(self.checkpoint).to(self._device)
+
+    def explain(self, data: bytes, class_name: str, name: str = "the picture") -> Tensor:
+        """How much each place of an encoded picture speaks for a class, as in `explain`: [image_size, image_size].
+
+        An error calls the picture `name`.
+        """
+        inputs = self.preprocessing.normalise(decode_square(data, name, self.preprocessing)[None].to(self._device))
+        index = self.checkpoint.class_names.index(class_name)
+        return explain(self._network, inputs, torch.tensor([index], device=self._device))[0].cpu()
 
     def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
         """One Prediction for each picture among `sources`, as `find_pictures` reads them, in order."""

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -34,13 +35,16 @@ def predict(
     annotated: Annotated[
         Path | None, typer.Option("--save-annotated", help="Save copies with the answer below them in this new folder.")
     ] = None,
+    explained: Annotated[
+        Path | None, typer.Option("--explain", help="Save in this new folder which places speak for the answer.")
+    ] = None,
     fit: Annotated[
         str | None, typer.Option(help="Make pictures square by crop, pad or squash, not as learned.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
-    from candid.annotating import NewFolder, annotate
+    from candid.annotating import NewFolder, annotate, explain
     from candid.data.sources import find_pictures
     from candid.durable import write_file
     from candid.predict import csv_lines, load
@@ -50,7 +54,8 @@ def predict(
     _say_what_was_measured(predictor)
     num_ranks = min(top, len(predictor.checkpoint.class_names))
     problems: list[str] = []
-    copies = [] if annotated is None else [(NewFolder(annotated), annotate)]
+    drawings = ((annotated, annotate), (explained, partial(explain, predictor)))
+    copies = [(NewFolder(place), draw) for place, draw in drawings if place is not None]
     predictions = predictor.stream(pictures, top, keep=bool(copies))
     predictions = _note_problems(_show_progress(predictions, len(pictures), as_json), problems)
     for folder, draw in copies:

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import call, draw
 from PIL import Image
 
-from candid.annotating import NewFolder, with_label
+from candid.annotating import SMALLEST_EXPLAINED_PX, NewFolder, with_label
 from candid.data.decoding import decode
 from candid.errors import InputError
+from candid.explaining import overlay
+from candid.predict import load
 
 
 def ink(image: Image.Image) -> int:
@@ -105,3 +108,37 @@ def test_copies_stand_upright(capsys, here: Path, run: Path):
     upright = decode((here / "a.jpg").read_bytes(), 3, "a.jpg").permute(1, 2, 0).numpy()
     left = (copy.shape[1] - 40) // 2
     assert abs(copy[:60, left : left + 40] - upright).mean() < 8
+
+
+def test_explained_pictures_show_what_the_network_sees_and_why(capsys, here: Path, run: Path):
+    draw("circle", 3, side=200).resize((300, 120)).save(here / "wide.png")
+    code, out, _ = call(capsys, "predict", run, "wide.png", "--explain", "why", "--save-annotated", "out", "--json")
+    assert code == 0
+    predictor = load(run)
+    data, best = (here / "wide.png").read_bytes(), json.loads(out)["classes"][0]["class"]
+    heat = predictor.explain(data, best)
+    side = predictor.preprocessing.image_size
+    assert heat.shape == (side, side)
+    assert heat.max() == 1
+    shown = np.asarray(Image.open(here / "why" / "wide.png")).astype(int)
+    assert shown.shape[1] == SMALLEST_EXPLAINED_PX < shown.shape[0]
+    colorful = np.ptp(shown[:SMALLEST_EXPLAINED_PX], axis=2)  # the picture itself is grey
+    hottest, coldest = (divmod(int(place), side) for place in (heat.flatten().argmax(), heat.flatten().argmin()))
+    middle = SMALLEST_EXPLAINED_PX / side / 2
+    hot, cold = (
+        colorful[int(2 * row * middle + middle), int(2 * column * middle + middle)]
+        for row, column in (hottest, coldest)
+    )
+    assert hot > 60
+    assert hot > 2 * cold
+    assert (here / "out" / "wide.png").is_file()
+
+
+def test_hot_places_are_bright_and_cold_ones_grey():
+    pixels = torch.tensor([30, 60, 90], dtype=torch.uint8)[:, None, None].expand(3, 2, 3)
+    heat = torch.tensor([[0.0, 0.25, 0.5], [0.75, 1.0, 0.0]])
+    shown = overlay(pixels, heat)
+    assert shown[:, 0, 0].tolist() == shown[:, 1, 2].tolist() == [60, 60, 60]
+    assert shown[:, 1, 1].tolist() == [214, 216, 143]  # a fifth of 60, four of the hottest colour
+    lightness = [int(shown[:, row, column].sum()) for row, column in ((0, 2), (1, 0), (1, 1))]
+    assert lightness == sorted(lightness)
