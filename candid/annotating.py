@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +14,7 @@ from candid.data.decoding import decode
 from candid.errors import InputError
 from candid.explaining import overlay
 from candid.predict import Prediction, Predictor
-from candid.words import percent, shorten, showable
+from candid.words import shorten, showable
 
 FONT_SIZES_PX = (14, 96)
 """Of the smallest pictures and of the largest; between them, so many columns fit below a picture:"""
@@ -21,6 +22,7 @@ COLUMNS = 40
 LONGEST_LABEL = 80
 SMALLEST_EXPLAINED_PX = 448
 """Side to which pictures are enlarged to be looked at; the network may see no more than 28 px of them."""
+LONGEST_STEM = 50
 JPEG_SUFFIXES, MOST_JPEG_SIDE_PX = (".jpg", ".jpeg"), 65_500
 
 
@@ -35,20 +37,20 @@ class NewFolder:
         self.path = path
 
     def save(self, image: Image.Image, name: str) -> Path:
-        """Where the picture that the user calls `name` is now: under the last part of it, with a number if need be.
+        """Where the picture that the user calls `name` is now; JPEGs stay JPEGs, all others become PNGs."""
+        suffix = PurePosixPath(_last_part(name)).suffix.lower()
+        is_jpeg = suffix in JPEG_SUFFIXES and max(image.size) <= MOST_JPEG_SIDE_PX
+        with self.create(name, suffix if is_jpeg else ".png") as file:
+            image.save(file, "JPEG" if is_jpeg else "PNG", quality=90)
+            return Path(file.name)
 
-        JPEGs stay JPEGs, all others become PNGs.
-        """
-        stem, suffix = _file_name(name)
-        if suffix not in JPEG_SUFFIXES or max(image.size) > MOST_JPEG_SIDE_PX:
-            suffix = ".png"
-        number = 1
+    def create(self, name: str, suffix: str) -> BinaryIO:
+        """A new file to write, called as the last part of `name`, with a number where that is taken."""
+        stem, number = _stem(name), 1
         while True:
             path = self.path / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
             try:
-                with path.open("xb") as file:
-                    image.save(file, "PNG" if suffix == ".png" else "JPEG", quality=90)
-                return path
+                return path.open("xb")
             except FileExistsError:
                 number += 1
 
@@ -56,7 +58,7 @@ class NewFolder:
 def annotate(prediction: Prediction) -> Image.Image:
     """The picture, whose bytes were kept, with the answer and its probability below it."""
     pixels = decode(prediction.data, 3, prediction.file)
-    return with_label(to_image(pixels), _label(prediction))
+    return with_label(to_image(pixels), prediction.label)
 
 
 def explain(predictor: Predictor, prediction: Prediction) -> Image.Image:
@@ -66,11 +68,7 @@ def explain(predictor: Predictor, prediction: Prediction) -> Image.Image:
     view = predictor.preprocessing.model_copy(update={"image_size": side, "channels": 3})
     pixels = view.make_square(decode(prediction.data, 3, prediction.file))
     heat = interpolate(heat[None, None], (side, side), mode="bilinear")[0, 0]
-    return with_label(to_image(overlay(pixels, heat)), _label(prediction))
-
-
-def _label(prediction: Prediction) -> str:
-    return f"{prediction.answer} {percent(prediction.probabilities[0])}"
+    return with_label(to_image(overlay(pixels, heat)), prediction.label)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -78,24 +76,27 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def with_label(image: Image.Image, label: str) -> Image.Image:
+def with_label(image: Image.Image, label: str, least_width: int = 1) -> Image.Image:
     """The picture with a line of text in a bar below it, which is as wide as the text needs at least."""
     smallest, largest = FONT_SIZES_PX
     font = ImageFont.truetype(_font_file(), min(max(smallest, image.width // (COLUMNS // 2)), largest))
     label = shorten(label, LONGEST_LABEL)
     height = round(1.6 * font.size)
-    width = max(image.width, round(font.getlength(label)) + height // 2)
+    width = max(image.width, least_width, round(font.getlength(label)) + height // 2)
     labelled = Image.new("RGB", (width, image.height + height), "black")
     labelled.paste(image, ((width - image.width) // 2, 0))
     ImageDraw.Draw(labelled).text((width / 2, image.height + height / 2), label, "white", font, anchor="mm")
     return labelled
 
 
-def _file_name(name: str) -> tuple[str, str]:
-    """Stem and suffix for the file of a picture, without what means something to a shell or a file system."""
-    last = PurePosixPath(unquote(urlsplit(name).path) if "://" in name else name).name
-    stem, dot, suffix = re.sub(r"[^\w.\- ]", "_", showable(last)).rpartition(".")
-    return (stem if dot else suffix).lstrip(".-")[:100] or "picture", f".{suffix.lower()}" if dot else ""
+def _last_part(name: str) -> str:
+    return PurePosixPath(unquote(urlsplit(name).path) if "://" in name else name).name
+
+
+def _stem(name: str) -> str:
+    """For a file's name, without what means something to a shell or a file system."""
+    stem, dot, suffix = re.sub(r"[^\w.\- ]", "_", showable(_last_part(name))).rpartition(".")
+    return (stem if dot else suffix).lstrip(".-")[:LONGEST_STEM] or "picture"
 
 
 def _font_file() -> str:

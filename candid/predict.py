@@ -20,6 +20,7 @@ from candid.data.sources import Picture, find_pictures
 from candid.device import choose_device
 from candid.evaluation import prepare, rank_classes
 from candid.explaining import explain
+from candid.words import percent
 
 BATCH_SIZE = 8
 """Pictures for a forward pass: enough for fast convolutions, few enough for their maps to stay near the processor."""
@@ -50,6 +51,11 @@ class Prediction:
     def answer(self) -> str:
         """What the picture is said to show: the best class, whose probability is the first."""
         return self.classes[0]
+
+    @property
+    def label(self) -> str:
+        """The answer and its probability, such as "circle 98.20 %"."""
+        return f"{self.answer} {percent(self.probabilities[0])}"
 
     def as_dict(self) -> dict[str, object]:
         """For programs: the file, its classes with their probabilities, and the time it took; or what went wrong."""
@@ -118,7 +124,7 @@ class Predictor:
         read = [self._read(picture, keep) for picture in pictures]
         decoded_at_s = time.perf_counter()
         squares = [found[0] for found in read if not isinstance(found, str)]
-        ranked = iter(self._rank(torch.stack(squares), top) if squares else [])
+        ranked = iter(self.rank(torch.stack(squares), top) if squares else [])
         decode_ms = 1000 * (decoded_at_s - begun_at_s) / len(pictures)
         network_ms = 1000 * (time.perf_counter() - decoded_at_s) / max(1, len(squares))
         predictions: list[Prediction] = []
@@ -137,7 +143,8 @@ class Predictor:
         except UnreadablePicture as error:
             return str(error)
 
-    def _rank(self, squares: Tensor, top: int) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+    @torch.inference_mode()
+    def rank(self, squares: Tensor, top: int) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         """Classes and probabilities, best first, of each of the pictures uint8 [N, C, image_size, image_size]."""
         logits = self._apply(self.preprocessing.normalise(squares.to(self._device))).float()
         names = self.checkpoint.class_names
@@ -158,14 +165,15 @@ def load(run: str | Path, which: Which | None = None, device: str = "auto", fit:
 def csv_lines(predictions: Iterable[Prediction], num_ranks: int) -> Generator[str]:
     """The header and a line a picture: file, the best `num_ranks` classes and probabilities, and what went wrong."""
     named = [column for rank in range(1, num_ranks + 1) for column in (f"class_{rank}", f"probability_{rank}")]
-    yield _csv_line(["file", *named, "problem"])
+    yield csv_line(["file", *named, "problem"])
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        yield _csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
+        yield csv_line([prediction.file, *(cells or [""] * len(named)), prediction.problem or ""])
 
 
-def _csv_line(cells: Sequence[str]) -> str:
+def csv_line(cells: Sequence[str]) -> str:
+    """The cells as a line of a CSV file."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from candid.errors import InputError
 from candid.printing import print_table
+from candid.video_command import EVERY, as_videos, predict_videos
 from candid.words import count, milliseconds, percent
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 SOURCES = (
     "Pictures, folders of them (searched recursively), zip files, patterns such as 'pictures/**/*.jpg', "
-    "http and https addresses, - for standard input."
+    "http and https addresses, - for standard input; or video files."
 )
 
 
@@ -38,20 +40,53 @@ def predict(
     explained: Annotated[
         Path | None, typer.Option("--explain", help="Save in this new folder which places speak for the answer.")
     ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help=f"Of a video, look at every n-th frame; default {EVERY}.")
+    ] = None,
     fit: Annotated[
         str | None, typer.Option(help="Make pictures square by crop, pad or squash, not as learned.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
+    from candid.annotating import NewFolder
+    from candid.predict import load
+    from candid.video import is_video
+
+    predictor = load(run, device=device, fit=fit)
+    _say_what_was_measured(predictor)
+    if any(is_video(source) for source in sources):
+        if explained is not None:
+            raise InputError("--explain is for pictures; leave it out with videos.")
+        videos = as_videos(sources)
+        folder = None if annotated is None else NewFolder(annotated)
+        problems = predict_videos(predictor, videos, every or EVERY, top, as_json, csv_file, folder)
+    else:
+        if every is not None:
+            raise InputError("--every is for videos; leave it out with pictures.")
+        problems = _predict_pictures(predictor, sources, top, as_json, csv_file, annotated, explained)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(3)
+
+
+def _predict_pictures(
+    predictor: "Predictor",
+    sources: Sequence[str],
+    top: int,
+    as_json: bool,
+    csv_file: Path | None,
+    annotated: Path | None,
+    explained: Path | None,
+) -> list[str]:
+    """Print or write what the pictures show, and save copies in the folders that are named; what is wrong with them."""
     from candid.annotating import NewFolder, annotate, explain
     from candid.data.sources import find_pictures
     from candid.durable import write_file
-    from candid.predict import csv_lines, load
+    from candid.predict import csv_lines
 
-    predictor = load(run, device=device, fit=fit)
     pictures = find_pictures(sources)
-    _say_what_was_measured(predictor)
     num_ranks = min(top, len(predictor.checkpoint.class_names))
     problems: list[str] = []
     drawings = ((annotated, annotate), (explained, partial(explain, predictor)))
@@ -69,10 +104,7 @@ def predict(
             pass
     else:
         _print_predictions(predictions, num_ranks)
-    for problem in problems:
-        typer.echo(problem, err=True)
-    if problems:
-        raise typer.Exit(3)
+    return problems
 
 
 def _show_progress(predictions: Iterable["Prediction"], number: int, as_json: bool) -> Iterable["Prediction"]:

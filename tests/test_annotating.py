@@ -54,7 +54,7 @@ def test_nothing_is_overwritten_whatever_the_pictures_are_called(tmp_path: Path)
         "..": "picture-3.png",
         "a/.bee": "picture-4.png",
         "a/b\x1be:e*.png": "b_e_e_.png",
-        f"{'long' * 100}.webp": f"{'long' * 25}.png",
+        f"{'long' * 100}.webp": f"{'long' * 12}lo.png",
         "a/bienen-蜂.webp": "bienen-蜂.png",
     }
     assert [folder.save(image, name).name for name in names] == list(names.values())

@@ -7,8 +7,8 @@ PACKAGE = Path(__file__).parent.parent / "candid"
 FLOW = [  # a module imports only from the left of itself
     "errors", "words", "randomness", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes", "recipe_parts",
     "recipe", "recipes", "device", "out_of_memory", "data", "models", "explaining", "weights", "tensor_files",
-    "checkpoint", "comparison", "evaluation", "training", "report", "predict", "annotating", "workflow", "model_tables",
-    "recipe_tables", "printing", "plan_command", "predict_command", "cli", "__main__",
+    "checkpoint", "comparison", "evaluation", "training", "report", "predict", "annotating", "video", "workflow",
+    "model_tables", "recipe_tables", "printing", "plan_command", "video_command", "predict_command", "cli", "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
     "download", "examples", "decoding", "formats", "fashion_mnist_mini", "hashing", "folders", "catalog",
