@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 from candid.errors import InputError
 from candid.explaining import explain
@@ -161,10 +161,38 @@ def test_a_place_that_alone_matters_is_the_strongest():
     assert heat[1].sum() == 0
 
 
-@pytest.mark.parametrize("name", ["mlp-bn"])
-def test_a_network_without_maps_is_refused(name: str):
+class Branches(nn.Module):
+    """Two convolutions side by side, pooled and added: called as layers, or out of sight of whoever watches layers."""
+
+    def __init__(self, *, in_sight: bool) -> None:
+        super().__init__()
+        self.in_sight = in_sight
+        self.stem, self.left, self.right = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 3), nn.Conv2d(5, 4, 3)
+        self.pool, self.head = nn.MaxPool2d(5), nn.Linear(4 * 4, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.in_sight:
+            joined = self.pool(self.left(x)) + self.pool(self.right(x))
+        else:
+            left, right = (max_pool2d(conv2d(x, one.weight, one.bias), 5) for one in (self.left, self.right))
+            joined = left + right
+        return self.head(joined.flatten(1))
+
+
+def test_one_of_several_branches_is_not_all_that_the_network_knows():
+    torch.manual_seed(0)
+    seen, unseen = Branches(in_sight=True), Branches(in_sight=False)
+    unseen.load_state_dict(seen.state_dict())
+    inputs, classes = torch.rand(4, 3, 14, 14), torch.arange(4)
+    heat = explain(unseen, inputs, classes)  # which has no maps but the stem's
+    assert heat.amax() == 1
+    assert torch.equal(explain(seen, inputs, classes), heat)
+
+
+def test_a_network_without_maps_is_refused():
     with pytest.raises(InputError) as caught:
-        explain(build_model(name, NUM_CLASSES), pictures(name, 2).float(), torch.tensor([0, 1]))
+        explain(build_model("mlp-bn", NUM_CLASSES), pictures("mlp-bn", 2).float(), torch.tensor([0, 1]))
     assert str(caught.value) == (
         "The network has no maps of features with more than one pixel; expected some, because Grad-CAM weights "
         "them. Use a convolutional network, or larger pictures."
