@@ -11,8 +11,8 @@ FLOW = [  # a module imports only from the left of itself
     "printing", "plan_command", "predict_command", "cli", "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
-    "download", "examples", "decoding", "formats", "fashion_mnist_mini", "hashing", "folders", "catalog",
-    "preprocessing", "ahead", "reading", "picture_cache", "augmentation", "workers", "loading",
+    "download", "examples", "files", "png", "deep_grey", "decoding", "formats", "fashion_mnist_mini", "hashing",
+    "folders", "catalog", "preprocessing", "ahead", "reading", "picture_cache", "augmentation", "workers", "loading",
 ]  # fmt: skip
 UNPICKLING = "pickle.UnpicklingError"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

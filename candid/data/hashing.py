@@ -7,6 +7,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from candid.data.files import open_file
+
 FILES_AT_ONCE = 256
 """For one thread: between small files threads lose more by taking turns than they gain."""
 
@@ -21,6 +23,6 @@ def hash_files(folder: Path, files: Sequence[str]) -> list[str]:
 def _hash(folder: Path, files: Sequence[str]) -> list[str]:
     digests: list[str] = []
     for name in files:
-        with open(f"{folder}/{name}", "rb", buffering=0) as file:  # Path and a buffer would take longer than the hash
+        with open_file(f"{folder}/{name}") as file:  # Path and a buffer would take longer than the hash
             digests.append(hashlib.sha256(file.read()).hexdigest())
     return digests

@@ -90,7 +90,9 @@ def test_a_truncated_jpeg_is_refused_with_its_name(tmp_path: Path):
     path.write_bytes(encoded(noise, "JPEG")[:2000])
     with pytest.raises(UnreadablePicture) as caught:
         decode_file(path, 3)
-    assert str(caught.value).startswith(f"{path} cannot be decoded: image file is truncated")
+    assert str(caught.value) == (
+        f"{path} cannot be decoded: it is cut off; expected a whole picture (JPEG, PNG, GIF, BMP, TIFF, WebP, PPM)."
+    )
 
 
 def test_what_is_no_picture_is_refused_in_words(tmp_path: Path):
