@@ -159,10 +159,11 @@ def pngs() -> Golden:
         seen = over_white(colors[indices], alphas[indices] / 255)
         files[f"palette-{depth}-transparent.png"] = png(indices, depth, 3, palette, alpha), seen
     for depth in (8, 16):
-        scale = 257 if depth == 16 else 1
-        color, grey, alpha = (pixels.astype(int) * scale for pixels in (COLOR, GREY, ALPHA))
+        color, grey, alpha = (pixels.astype(int) for pixels in (COLOR, GREY, ALPHA))
+        if depth == 16:  # with lower bytes that are not the upper ones
+            color, grey, alpha = (pixels * 256 + 7 for pixels in (color, grey, alpha))
         color[5:9, 5:9] = color[5, 5]
-        seen = color / scale
+        seen = color * 255 / (2**depth - 1)
         files[f"rgb-{depth}.png"] = png(color, depth, 2), seen
         transparent = chunk(b"tRNS", struct.pack(">HHH", *color[5, 5]))
         opaque = (color != color[5, 5]).any(axis=2)
