@@ -1,4 +1,5 @@
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ FLOW = [  # a module imports only from the left of itself
     "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
-    "download", "examples", "decoding", "formats", "fashion_mnist_mini", "hashing", "folders", "catalog",
-    "preprocessing", "ahead", "reading", "fetching", "sources", "headers", "duplicates", "survey", "diagnosis",
-    "findings", "suggestion", "doctor", "quick_look", "picture_cache", "augmentation", "workers", "loading",
+    "download", "examples", "files", "png", "deep_grey", "decoding", "formats", "fashion_mnist_mini", "hashing",
+    "folders", "catalog", "preprocessing", "ahead", "reading", "fetching", "sources", "duplicates", "survey",
+    "diagnosis", "findings", "suggestion", "doctor", "quick_look", "picture_cache", "augmentation", "workers",
+    "loading",
 ]  # fmt: skip
 UNPICKLING = "pickle.UnpicklingError"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -48,10 +50,48 @@ def test_every_module_has_a_place_in_the_flow():
     assert stages == set(FLOW)
 
 
+def used_names(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, inside functions too, and of what it takes out of modules."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Attribute):
+            names.add(ast.unparse(node))
+    return names
+
+
+def users_of(pattern: str) -> set[str]:
+    """The files of the package that use a name which fits the regular expression from its beginning to its end."""
+    return {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if any(re.fullmatch(pattern, name) for name in used_names(path))
+    }
+
+
+DECODER = "data/decoding.py"
+REPORT = {"report/pictures.py", "report/figures.py"}
+"""It reads back the thumbnails that candid wrote into the run folder."""
+FETCHERS = {"data/download.py", "data/fetching.py"}
+"""The only modules that may open a connection."""
+
+
 def test_only_the_decoder_opens_pictures():
-    openers = {str(path.relative_to(PACKAGE)) for path in FILES if "Image.open" in path.read_text()}
-    openers -= {"report/pictures.py", "data/headers.py"}  # candid's own thumbnails; no pixels of what others decoded
-    assert openers == {"data/decoding.py"}
+    assert users_of(r"(PIL\.)?Image\.open|.*\.(imread|(read|decode)_image)") == REPORT
+    assert users_of(r"PIL\.(.*Plugin|ImageFile)(\..*)?") == {DECODER}
+    assert users_of(r"(cv2|imageio|skimage|tifffile|rawpy|pyvips|simplejpeg|turbojpeg)(\..*)?") == set()
+    assert users_of(r"torchvision\.(io|datasets)(\..*)?") == set()
+
+
+def test_only_the_fetchers_open_connections():
+    assert users_of(r"(socket|ssl|ftplib|asyncio|urllib\.request|http\.client)(\..*)?") <= FETCHERS
+    assert users_of(r"(requests|httpx|urllib3|aiohttp|pycurl|fsspec|huggingface_hub)(\..*)?") <= FETCHERS
+    assert (
+        users_of(r"torch\.hub(\..*)?|.*\.(urlopen|urlretrieve|load_state_dict_from_url|create_connection)") <= FETCHERS
+    )
 
 
 def test_nothing_can_run_code_from_a_file():

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from candid.data.decoding import is_grey_kind
 from candid.data.diagnosis import Copies, Counts, Sizes, some
 from candid.data.folders import find_split_folders, folders_in, is_named_as_picture
-from candid.data.headers import is_grey_kind
 from candid.data.survey import Place
 from candid.errors import DataError
 from candid.words import count

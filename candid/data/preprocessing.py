@@ -14,6 +14,8 @@ from torch.nn.functional import interpolate, pad
 from candid.errors import InputError, did_you_mean
 
 Fit = Literal["crop", "pad", "squash"]
+MAX_ASPECT = 8
+"""How many times longer than wide a picture is at most while it is resized."""
 
 
 class Preprocessing(BaseModel):
@@ -48,7 +50,8 @@ class Preprocessing(BaseModel):
         if self.fit == "squash" or height == width:
             return _resize(pixels, side, side)
         shrinkage = self.shrinkage(height, width)
-        resized = _resize(pixels, max(1, round(height / shrinkage)), max(1, round(width / shrinkage)))
+        wanted = _cut_ends(pixels) if self.fit == "crop" else pixels
+        resized = _resize(wanted, *(max(1, round(length / shrinkage)) for length in wanted.shape[-2:]))
         return _crop_centre(resized, side)
 
     def shrinkage(self, height: float, width: float) -> float:
@@ -87,6 +90,16 @@ def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     else:  # which resize no integers
         resized = interpolate(batch.float(), (height, width), mode="bilinear", antialias=True).round_().to(torch.uint8)
     return resized.view(*pixels.shape[:-2], height, width)
+
+
+def _cut_ends(pixels: Tensor) -> Tensor:
+    """The middle [..., h, w] of [..., H, W], whose long side is at most MAX_ASPECT times the short one.
+
+    The middle square does not depend on the rest, and 65,535 x 1 px would become gigabytes on the way to 224 px.
+    """
+    most = MAX_ASPECT * min(pixels.shape[-2:])
+    top, left = (max(0, (length - most) // 2) for length in pixels.shape[-2:])
+    return pixels[..., top : top + most, left : left + most]
 
 
 def _crop_centre(pixels: Tensor, side: int) -> Tensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from candid.data.decoding import MAX_PIXELS, SUFFIXES, UnreadablePicture
 from candid.data.fetching import fetch_picture, is_address
+from candid.data.files import open_file
 from candid.data.folders import list_pictures
 from candid.errors import DataError, did_you_mean
 from candid.words import showable
@@ -86,14 +87,27 @@ def _find(source: str) -> Sequence[Picture]:
 
 
 def _file(path: Path) -> Picture:
-    return Picture(str(path), partial(_read_file, path))
+    """A file that was named; a pipe that was named is waited for, as of a shell's <(...)."""
+    return Picture(str(path), partial(_read_pipe if path.is_fifo() else _read_file, path))
 
 
 def _read_file(path: Path) -> bytes:
     try:
+        with open_file(path) as file:
+            return file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_pipe(path: Path) -> bytes:
+    try:
         return path.read_bytes()
     except OSError as error:
-        raise UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadablePicture:
+    return UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.")
 
 
 def _in_folder(folder: Path) -> Sequence[Picture]:
@@ -102,7 +116,7 @@ def _in_folder(folder: Path) -> Sequence[Picture]:
         raise DataError(
             f"{folder} holds no pictures; expected at least one. Choose a file, or a folder with pictures in it."
         )
-    return [_file(folder / file) for file in files]
+    return [Picture(str(folder / file), partial(_read_file, folder / file)) for file in files]
 
 
 def _matching(pattern: str) -> Sequence[Picture]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from shlex import join
 
+from candid.data.decoding import is_grey_kind
 from candid.data.diagnosis import Counts, Sizes, Suggestion
-from candid.data.headers import is_grey_kind
 
 SMALLEST_PX, LARGEST_PX, STEP_PX = 28, 224, 32
 """Below the first, the networks see too little; above the last, they take long and gain little."""

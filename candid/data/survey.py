@@ -18,12 +18,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from candid.data.decoding import UnreadablePicture, decode_file
+from candid.data.decoding import MAX_HEADER_BYTES, UnreadablePicture, decode_file, read_kind
 from candid.data.duplicates import SIDE_PX, hash_looks
 from candid.data.examples import Split
+from candid.data.files import open_file
 from candid.data.folders import find_split_folders, folders_in, is_named_as_picture, leads_back, list_pictures
-from candid.data.hashing import open_at_once
-from candid.data.headers import MOST_BYTES, read_kind
 from candid.data.reading import FILES_AT_ONCE, MOST_THREADS
 from candid.device import num_cores
 from candid.errors import DataError
@@ -147,10 +146,10 @@ def _look_at(folder: Path, found: Survey, part: slice) -> int:
 def _read(path: str) -> tuple[bytes, NDArray[np.uint8]]:
     """The first bytes of a file and the SHA-256 of all, [32]; one that cannot be read counts as empty."""
     head, digest = b"", hashlib.sha256()
-    with suppress(OSError), open_at_once(path) as file:
-        head = file.read(MOST_BYTES)
+    with suppress(OSError), open_file(path) as file:
+        head = file.read(MAX_HEADER_BYTES)
         digest.update(head)
-        while more := file.read(MOST_BYTES):
+        while more := file.read(MAX_HEADER_BYTES):
             digest.update(more)
     return head, np.frombuffer(digest.digest(), np.uint8)
 

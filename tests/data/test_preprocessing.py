@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as theirs
 
 from candid.data.preprocessing import Preprocessing
@@ -79,3 +80,13 @@ def test_resizing_agrees_with_pillow():
 def test_it_survives_json():
     value = preprocessing()
     assert Preprocessing.model_validate_json(value.model_dump_json()) == value
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 300), (301, 5), (1, 999)])
+def test_a_long_picture_gives_the_square_that_it_gives_whole(height: int, width: int):
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    picture = (128 + 100 * torch.sin((row + column) / 9)).to(torch.uint8).expand(3, -1, -1)
+    sides = [round(length * 8 / min(height, width)) for length in (height, width)]
+    top, left = ((side - 8) // 2 for side in sides)
+    whole = interpolate(picture[None], sides, mode="bilinear", antialias=True)[0, :, top : top + 8, left : left + 8]
+    assert (preprocessing(fit="crop").make_square(picture).int() - whole.int()).abs().max() <= 6

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import TURNED
 from PIL import Image
-from test_decoding import ORIENTATIONS
 
 from candid.data import decoding
 from candid.data.augmentation import Augmenter
@@ -88,7 +88,7 @@ def test_orientation_is_obeyed_at_a_smaller_scale(photo: Path, tmp_path: Path, o
     exif = Image.Exif()
     exif[decoding.ORIENTATION_TAG] = orientation
     path = tmp_path / "turned.jpg"
-    Image.fromarray(np.ascontiguousarray(ORIENTATIONS[orientation](scene()))).save(path, quality=90, exif=exif)
+    Image.fromarray(np.ascontiguousarray(TURNED[orientation](scene()))).save(path, quality=90, exif=exif)
     assert decode_file(path, 3, square(60).shrinkage).shape == (3, HEIGHT // 8, -(-WIDTH // 8))
     upright = read_square(photo, square(60))
     assert mean_difference(read_square(path, square(60)), upright) < 2
