@@ -145,7 +145,7 @@ def describe_calibration(evaluation: Evaluation, calibration: Calibration | None
     return {
         "error": points,
         "text": calibration.text() if calibration else "",
-        "thresholds": calibration.thresholds if calibration else (),
+        "thresholds": [t for t in calibration.thresholds if t.coverage < 1] if calibration else [],
         "diagram": draw_twice(
             partial(draw_reliability, bins=bins),
             f"Accuracy over confidence in {len(bins)} bins; on average they lie {points} apart.",

@@ -18,6 +18,15 @@ from candid.report.headline import Score, find_score
 from candid.report.reading import RunRecord, read_run
 from candid.scores import Pairing, pair
 
+INDIFFERENT = (
+    ("training", "memory_format"),
+    ("training", "memory"),
+    ("training", "threads"),
+    ("training", "compile"),
+    ("data", "workers"),
+)
+"""Keys of a recipe that are measured anew on a busy machine, and change no more than the last digits."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -82,13 +91,11 @@ def read_side_by_side(runs: Sequence[Path]) -> SideBySide:
 
 
 def find_spreads(contenders: Sequence[Contender]) -> list[Spread]:
-    """Mean and deviation of each group of runs that only the seed tells apart."""
+    """Mean and deviation of each group of runs that only the seed tells apart, and at most how they were computed."""
     groups: dict[tuple[str, str], list[Contender]] = {}
     for contender in contenders:
         if contender.score is not None and contender.record.recipe_text:
-            recipe = tomllib.loads(contender.record.recipe_text)
-            recipe.pop("seed", None)
-            groups.setdefault((repr(recipe), contender.score.split), []).append(contender)
+            groups.setdefault((_mathematics(contender.record.recipe_text), contender.score.split), []).append(contender)
     spreads: list[Spread] = []
     for (_, split), group in groups.items():
         accuracies = [contender.score.accuracy for contender in group if contender.score]
@@ -109,6 +116,14 @@ def find_duels(contenders: Sequence[Contender]) -> list[Duel]:
         names = [tuple(first.files[k] for k in torch.nonzero(won).flatten().tolist()) for won in wins]
         duels.append(Duel(one.label, other.label, pair(first.correct, second.correct), *names))
     return duels
+
+
+def _mathematics(recipe_text: str) -> str:
+    """A recipe without its seed and without what only says how fast and in how much room it is trained."""
+    recipe = tomllib.loads(recipe_text)
+    for part, key in INDIFFERENT:
+        recipe.get(part, {}).pop(key, None)
+    return repr({key: value for key, value in recipe.items() if key not in ("seed", "limits")})
 
 
 def _enter(label: str, run: Path) -> Contender:

@@ -216,7 +216,9 @@ def test_exported_graph_computes_the_same(name: str, model: nn.Module) -> None:
     images = random_images(name)
     exported = torch.export.export(model.eval(), (images,)).module()
     with torch.no_grad():
-        assert torch.allclose(exported(images), model(images), rtol=1e-4, atol=1e-5)  # fp32, in another order
+        expected = model(images)
+        atol = 1e-5 * max(1.0, float(expected.abs().max()))  # a small logit may be what two large ones leave
+        assert torch.allclose(exported(images), expected, rtol=1e-4, atol=atol)  # fp32, in another order
 
 
 @pytest.mark.parametrize("name", MARKED)

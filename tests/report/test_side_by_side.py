@@ -54,6 +54,13 @@ def test_runs_that_differ_in_the_seed_have_a_spread(seeds: list[Path]):
     assert spread.deviation == pytest.approx(1 / 12)  # of 9, 10 and 8 right among 12
 
 
+def test_settings_that_were_measured_anew_make_no_other_recipe(seeds: list[Path]):
+    recipe = Recipe.from_toml(seeds[1] / "recipe.toml")
+    measured = {"training.memory_format": "contiguous", "training.threads": 2, "limits.save_every": "5m"}
+    (seeds[1] / "recipe.toml").write_text(recipe.replace(measured).to_toml())
+    assert [spread.labels for spread in read_side_by_side(seeds).spreads] == [("zero", "one", "two")]
+
+
 def test_another_recipe_has_a_spread_of_its_own(seeds: list[Path], tmp_path: Path):
     recipe = Recipe.from_toml(seeds[2] / "recipe.toml").replace({"training.epochs": 9})
     (seeds[2] / "recipe.toml").write_text(recipe.to_toml())

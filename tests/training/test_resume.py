@@ -181,7 +181,7 @@ def test_a_folder_that_becomes_read_only_is_said_and_costs_nothing(recipe: Recip
     assert outcome(start(fail_from, 1, first, said)) == 1
     assert said.read_text().splitlines()[-1] == f"{tmp_path / '.run.partial'} {rest}"
     assert not out.exists()
-    assert outcome(start(fail_from, 60, first, said)) == 1
+    assert outcome(start(fail_from, 120, first, said)) == 1
     text = re.sub(r"[\d,.]+ MiB", "SIZE", said.read_text().splitlines()[-1])
     place, _, text = text.partition(" could not be written ")
     assert place.startswith(str(out))

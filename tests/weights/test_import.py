@@ -46,7 +46,7 @@ def test_an_imported_run_predicts_what_its_network_says(capsys, here: Path, weig
     )
     draw("circle", 1, side=32).save("picture.png")
     code, out, _ = call(capsys, "predict", "run", "picture.png", "--json", "--top", "10")
-    found = {ranked["class"]: ranked["probability"] for ranked in json.loads(out)[0]["classes"]}
+    found = {ranked["class"]: ranked["probability"] for ranked in json.loads(out)["classes"]}
 
     model = build_model("resnet20-cifar", 10).eval()
     model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
