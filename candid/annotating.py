@@ -7,10 +7,9 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from candid.data.decoding import decode
+from candid.data.decoding import decode, to_image
 from candid.errors import InputError
 from candid.explaining import overlay
 from candid.predict import Prediction, Predictor
@@ -69,11 +68,6 @@ def explain(predictor: Predictor, prediction: Prediction) -> Image.Image:
     pixels = view.make_square(decode(prediction.data, 3, prediction.file))
     heat = interpolate(heat[None, None], (side, side), mode="bilinear")[0, 0]
     return with_label(to_image(overlay(pixels, heat)), prediction.label)
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """The picture uint8 [3, H, W]."""
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def with_label(image: Image.Image, label: str, least_width: int = 1) -> Image.Image:

@@ -6,7 +6,6 @@ the label, the label is suspected: confident learning (Northcutt et al. 2021, ar
 says where to look first; who looks decides.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from candid.data.loading import decode_once
 from candid.device import choose_device
 from candid.durable import new_folder
 from candid.errors import InputError
-from candid.evaluation import open_batches, save_thumbnail
+from candid.evaluation import open_batches, save_thumbnail, write_table
 from candid.randomness import shuffled
 from candid.recipe import Recipe
 from candid.training.progress import Reporter
@@ -160,11 +159,11 @@ def _judge(run: RunFolder, examples: Examples, device: str) -> Tensor:
 def _write(suspects: Sequence[Suspect], examples: Examples, folder: Path) -> None:
     """suspects.csv, and the pictures of the first ones."""
     with new_folder(folder) as partial:
-        with (partial / "suspects.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["rank", "file", "label", "suggestion", "label_probability", "suggestion_probability"])
-            for place, s in enumerate(suspects, start=1):
-                shares = f"{s.label_probability:.6f}", f"{s.suggestion_probability:.6f}"
-                table.writerow([place, s.file, s.label, s.suggestion, *shares])
+        rows = [
+            [place, s.file, s.label, s.suggestion, f"{s.label_probability:.6f}", f"{s.suggestion_probability:.6f}"]
+            for place, s in enumerate(suspects, start=1)
+        ]
+        headings = ["rank", "file", "label", "suggestion", "label_probability", "suggestion_probability"]
+        write_table(partial / "suspects.csv", [headings, *rows])
         for suspect in suspects[:MOST_PICTURES]:
             save_thumbnail(examples, suspect.position, partial / f"{suspect.position}.png")

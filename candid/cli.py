@@ -134,6 +134,11 @@ def train(
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is saved goes on with `candid train --resume --out RUN`.", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
+    _tell_of(runs)
+
+
+def _tell_of(runs: Sequence[Path]) -> None:
+    """How several runs compare, where their reports are, and what to try."""
     if len(runs) > 1:
         from candid.report.side_by_side import read_side_by_side
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from candid.checkpoint import Checkpoint, restore_network
-from candid.data.decoding import VERSION, decode_file
+from candid.data.decoding import VERSION, decode_file, to_image
 from candid.data.examples import Examples, StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.durable import new_folder, write_file
@@ -204,10 +203,10 @@ class Evaluation:
         """
         with new_folder(folder) as partial:
             write_file(partial / "summary.json", json.dumps({**self.summary(), **provenance}, indent=2) + "\n")
-            _write_table(partial / "predictions.csv", self._prediction_rows())
-            _write_table(partial / "per_class.csv", self._per_class_rows())
+            write_table(partial / "predictions.csv", self._prediction_rows())
+            write_table(partial / "per_class.csv", self._per_class_rows())
             confusion = [[name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
-            _write_table(partial / "confusion.csv", [["truth", *self.class_names], *confusion])
+            write_table(partial / "confusion.csv", [["truth", *self.class_names], *confusion])
             (partial / "pictures").mkdir()
             for position in self.shown():
                 save_thumbnail(examples, position, partial / "pictures" / f"{position}.png")
@@ -368,7 +367,8 @@ def rank_classes(logits: Tensor, number: int = NUM_TOP) -> tuple[Tensor, Tensor]
     return top.values.cpu(), top.indices.cpu()
 
 
-def _write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
+def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """Rows as a CSV file, the headings first."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
@@ -379,6 +379,6 @@ def save_thumbnail(examples: Examples, position: int, path: Path) -> None:
         pixels = examples.images[position]
     else:
         pixels = decode_file(examples.root / examples.files[position], 3)
-    image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+    image = to_image(pixels)
     image.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
     image.save(path)

@@ -129,6 +129,11 @@ def decode(data: bytes, channels: Literal[1, 3], name: str, shrinkage: Shrinkage
     return _decode(Rationed(io.BytesIO(data)), channels, name, shrinkage)
 
 
+def to_image(pixels: Tensor) -> Image.Image:
+    """Decoded pixels, uint8 [channels, H, W], as a picture that can be drawn on and saved."""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
 def is_grey(path: Path) -> bool:
     """Whether the picture's header says that it has no colour; False where the header cannot be read."""
     try:

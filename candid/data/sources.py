@@ -88,26 +88,15 @@ def _find(source: str) -> Sequence[Picture]:
 
 def _file(path: Path) -> Picture:
     """A file that was named; a pipe that was named is waited for, as of a shell's <(...)."""
-    return Picture(str(path), partial(_read_pipe if path.is_fifo() else _read_file, path))
+    return Picture(str(path), partial(_read, path, may_wait=path.is_fifo()))
 
 
-def _read_file(path: Path) -> bytes:
+def _read(path: Path, *, may_wait: bool = False) -> bytes:
     try:
-        with open_file(path) as file:
+        with path.open("rb") if may_wait else open_file(path) as file:
             return file.read()
     except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _read_pipe(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> UnreadablePicture:
-    return UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.")
+        raise UnreadablePicture(f"{path} cannot be read: {error.strerror}; expected a picture file.") from None
 
 
 def _in_folder(folder: Path) -> Sequence[Picture]:
@@ -116,7 +105,7 @@ def _in_folder(folder: Path) -> Sequence[Picture]:
         raise DataError(
             f"{folder} holds no pictures; expected at least one. Choose a file, or a folder with pictures in it."
         )
-    return [Picture(str(folder / file), partial(_read_file, folder / file)) for file in files]
+    return [Picture(str(folder / file), partial(_read, folder / file)) for file in files]
 
 
 def _matching(pattern: str) -> Sequence[Picture]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from candid.data.decoding import to_image
 from candid.data.loading import Batch, TrainingData
 from candid.data.preprocessing import Preprocessing
 from candid.durable import new_folder, write_file
@@ -34,7 +34,7 @@ def _save(batch: Batch, data: TrainingData, class_names: Sequence[str], folder: 
         ]
         write_file(partial / "pictures.json", json.dumps(seen, indent=2) + "\n")
         for position, pixels in enumerate(as_pixels(inputs, data.preprocessing)):
-            Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(partial / f"{position}.png")
+            to_image(pixels).save(partial / f"{position}.png")
 
 
 def as_pixels(inputs: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
