@@ -4,12 +4,14 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import make_pictures, silent, small_recipe
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
@@ -67,6 +69,17 @@ class Browser:
         for log in ("performance", "browser"):
             self.driver.get_log(log)
         self.driver.get(page.as_uri())
+
+    def print(self) -> bytes:
+        """The page as PDF, as wide as paper; Chromium's printer is sometimes not ready at once."""
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        for _ in range(2):
+            with suppress(WebDriverException):
+                return base64.b64decode(self._print())
+        return base64.b64decode(self._print())
+
+    def _print(self) -> str:
+        return self.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
 
     def requests(self) -> list[str]:
         """All addresses that the page asked for."""
@@ -127,8 +140,7 @@ def test_what_is_folded_opens_by_the_keyboard(kind: str, pages: dict[str, Path],
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_prints(kind: str, pages: dict[str, Path], browser: Browser):
     browser.show(pages[kind], 1280, "light")
-    printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
-    document = base64.b64decode(printed["data"])
+    document = browser.print()
     assert document.startswith(b"%PDF")
     assert document.count(b"/Type /Page\n") + document.count(b"/Type /Page ") >= 1
 
