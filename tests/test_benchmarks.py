@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,16 +128,17 @@ def test_checkpointing(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_hopeless_are_not_called_again(monkeypatch: pytest.MonkeyPatch):
-    now_s, calls = 0.0, {"quick": 0, "slow": 0}
+    now_s, calls = 0.0, {"quick": 0, "slow": 0, "very slow": 0}
 
     def take(name: str, seconds: float) -> None:
         nonlocal now_s
         calls[name], now_s = calls[name] + 1, now_s + seconds
 
     monkeypatch.setattr("benchmarks.measuring.time.perf_counter", lambda: now_s)
-    contenders = {"quick": lambda: take("quick", 1.0), "slow": lambda: take("slow", 1.5)}
-    assert fastest(contenders, rounds=4, hopeless=1.3) == {"quick": 1.0, "slow": 1.5}
-    assert calls == {"quick": 5, "slow": 2}
+    seconds = {"quick": 1.0, "slow": 1.5, "very slow": 2.0}
+    contenders = {name: partial(take, name, each_s) for name, each_s in seconds.items()}
+    assert fastest(contenders, rounds=4, hopeless=1.3) == seconds
+    assert calls == {"quick": 5, "slow": 2, "very slow": 1}
 
 
 def test_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
