@@ -84,8 +84,8 @@ Every network with a form for 32x32 pictures: candid's own loop with automatic s
 of fp32 and bf16 in NCHW and channels last, each timed by hand: the same network, a plain loop of forward, backward and
 SGD on one batch that is ready. What took 1.15 times the best in the first of two rounds is not called again, nor what
 took 1.7 times the best to warm up; below the bar, all have two more rounds. Batches are smaller for large networks,
-down to eight pictures, so that a step takes a second or a few. candid runs in a process of its own, and measures
-settings for at most 12 s in place of 20 s.
+down to four pictures, so that a step takes a second or so. candid runs in a process of its own, and measures
+settings for at most 10 s in place of 20 s.
 """,
     ),
     Section(

@@ -168,13 +168,13 @@ class Stopwatch:
         if min(seconds) > min(HOPELESS * fastest_s + START_UP_S * (not timed), self.budget_s / 4):
             return False
         is_out = min(timed, default=0.0) > NEAR[0] * fastest_s
-        enough = is_out or (len(timed) >= TIMED_STEPS and sum(timed) >= TIMED_S)
+        enough = is_out or (len(timed) >= TIMED_STEPS and sum(timed) >= TIMED_S) or sum(seconds) > self.budget_s / 4
         return not timed or not (is_brief or enough or self.elapsed_s + min(timed) > self.budget_s)
 
     def _affords(self, recipe: Recipe) -> bool:
         """Whether there is time for a turn of it, and room: the system kills who takes too much on a CPU."""
         expected_s = self.step_s.get(recipe, min(self.step_s.values(), default=0.0))
-        in_time = self.elapsed_s + (1 + TIMED_STEPS) * expected_s <= self.budget_s
+        in_time = self.elapsed_s + 2 * expected_s <= self.budget_s  # the least of a turn: to warm up, and one step
         first = settings_of(next(iter(self.step_s), recipe))
         growth = math.prod(GROWTH.get((key, first[key], value), 1) for key, value in settings_of(recipe).items())
         room = machine_memory(self._device) - held_memory(self._device)

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from candid.checkpoint import RunFolder
 from candid.comparison import compare_runs
 from candid.data.catalog import open_data_set
 from candid.data.examples import DataSet, FileExamples, hold_out
+from candid.data.loading import Batch
 from candid.data.preprocessing import Preprocessing
 from candid.device import choose_device, num_cores
 from candid.durable import cache_folder
 from candid.recipe import Recipe
 from candid.training import choices, stopwatch, tuning
 from candid.training.choices import choose_settings
+from candid.training.loop import Trainer
 from candid.training.planning import make_plan
 from candid.training.progress import Reporter
 from candid.training.ranks import ALONE, joined
@@ -167,6 +170,24 @@ def test_real_steps_are_timed_and_nothing_is_disturbed():
     assert all(0 < row.step_s < 1 for row in found.timings)
     assert found.step_s <= next(row.step_s for row in found.timings if row.settings == settings_of(resolved))
     assert with_settings(resolved, settings_of(found.recipe)) == found.recipe
+
+
+def test_slow_steps_leave_time_for_the_other_ways(monkeypatch: pytest.MonkeyPatch):
+    """Of 10 s, steps of 2 s as it would be without measuring must not take all."""
+    wanted, resolved = recipes()
+    now_s = 0.0
+
+    def train(trainer: Trainer, batches: Iterator[Batch], frozen: object, after_step: Callable[[int], None]) -> None:
+        nonlocal now_s
+        for _ in batches:
+            now_s += 2.0 if trainer.recipe.training.precision == resolved.training.precision else 1.0
+            after_step(0)
+
+    monkeypatch.setattr("candid.training.stopwatch.train_one_epoch", train)
+    monkeypatch.setattr("candid.training.stopwatch.time.perf_counter", lambda: now_s)
+    found = tune(resolved, wanted, 3, CPU, budget_s=10.0)
+    assert found.recipe.training.precision != resolved.training.precision
+    assert found.seconds <= 11.0  # whoever turns out to be slower than expected ends its first turn
 
 
 def test_what_was_given_stays():
