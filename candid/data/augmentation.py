@@ -4,6 +4,7 @@ Notation: N images, C channels, H W pixels; pictures are uint8 [N, C, H, W] in c
 A picture that is streamed from disk comes through the same functions as a batch of one.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 
@@ -32,6 +33,8 @@ class Augmenter:
         self._seed, self._epoch = seed, epoch
         self._num_examples = num_examples
         self._drawn: dict[tuple[str, int], Tensor] = {}
+        if settings.randaugment:  # now: in a process forked while a thread imports it, it would never come
+            importlib.import_module("torchvision.transforms.v2")
 
     def draw(self, purpose: str, indices: Tensor, epoch: int | None = None) -> Tensor:
         """Each example's draw in [0, 1) for `purpose`, [N]; that of another epoch if one is given."""
