@@ -80,11 +80,16 @@ def decode_all(examples: FileExamples, preprocessing: Preprocessing) -> Tensor:
     return pictures
 
 
+def progress_bar() -> Progress:
+    """One that is seen on a terminal alone, and only while it is needed."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
 def decoding(num_pictures: int, preprocessing: Preprocessing) -> Generator[Decode]:
     """Threads that decode so many pictures, in as many calls as one likes; a terminal shows how far they are."""
-    console, side = Console(stderr=True), preprocessing.image_size
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    bar, side = progress_bar(), preprocessing.image_size
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(min(MOST_THREADS, num_cores()), initializer=use_one_core)
 

@@ -15,15 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from candid.data.decoding import MAX_HEADER_BYTES, UnreadablePicture, decode_file, read_kind
 from candid.data.duplicates import SIDE_PX, hash_looks
 from candid.data.examples import Split
 from candid.data.files import open_file
 from candid.data.folders import find_split_folders, folders_in, is_named_as_picture, leads_back, list_pictures
-from candid.data.reading import FILES_AT_ONCE, MOST_THREADS
+from candid.data.reading import FILES_AT_ONCE, MOST_THREADS, progress_bar
 from candid.device import num_cores
 from candid.errors import DataError
 
@@ -114,9 +112,7 @@ def survey(folder: Path, files: Sequence[str]) -> Survey:
     """Read and decode files, whose paths are relative to `folder`; a terminal shows how far it is."""
     found = Survey.prepare(files)
     parts = [slice(start, start + FILES_AT_ONCE) for start in range(0, len(files), FILES_AT_ONCE)]
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar, ThreadPoolExecutor(min(MOST_THREADS, num_cores())) as pool:
+    with progress_bar() as bar, ThreadPoolExecutor(min(MOST_THREADS, num_cores())) as pool:
         task = bar.add_task(f"Looking at {len(files):,} pictures", total=len(files))
         for number in pool.map(partial(_look_at, folder, found), parts):
             bar.advance(task, number)
