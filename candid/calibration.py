@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -131,34 +130,55 @@ def find_temperature(run: Path, checkpoint: str) -> float:
 def calibrate(checkpoint: Checkpoint, validation: Examples, device: torch.device) -> tuple[Calibration, Evaluation]:
     """The calibration of a checkpoint on its validation split, and the evaluation there with it."""
     model, batches = open_batches(checkpoint, validation, device)
-    evaluate = partial(evaluate_model, model, batches, checkpoint.class_names, "validation")
-    plain = evaluate()
-    mistakes = plain.num_images - plain.num_correct
-    temperature = fit_temperature(prepare(model.eval()), batches) if mistakes >= FEWEST_MISTAKES else 1.0
-    tempered = evaluate(temperature=temperature)
-    thresholds = (choose_threshold(tempered.confidences, tempered.correct, precision) for precision in PRECISIONS)
+    plain = judge_temperatures(prepare(model.eval()), batches)
+    mistakes = int((~plain.correct).sum())
+    temperature = plain.best_temperature if mistakes >= FEWEST_MISTAKES else 1.0
+    evaluation = evaluate_model(model, batches, checkpoint.class_names, "validation", temperature=temperature)
+    thresholds = (choose_threshold(evaluation.confidences, evaluation.correct, precision) for precision in PRECISIONS)
     return Calibration(
         checkpoint=checkpoint.name,
-        images=plain.num_images,
+        images=evaluation.num_images,
         mistakes=mistakes,
         temperature=temperature,
         error_before=calibration_error(reliability(plain.confidences, plain.correct)),
-        error_after=calibration_error(reliability(tempered.confidences, tempered.correct)),
+        error_after=evaluation.calibration_error,
         thresholds=tuple(threshold for threshold in thresholds if threshold is not None),
-    ), tempered
+    ), evaluation
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one pass over N pictures says about temperatures."""
+
+    best_temperature: float
+    """The one with the least cross-entropy, within about a thousandth."""
+    confidences: Tensor
+    """float64 [N], the probability of the best class at a temperature of 1."""
+    correct: Tensor
+    """bool [N]."""
 
 
 @torch.inference_mode()
-def fit_temperature(network: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The temperature with the least cross-entropy, within about a thousandth, from one pass over the batches.
+def judge_temperatures(network: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Judgement:
+    """The best temperature for the network's logits, by those of all pictures.
 
     The loss is convex in the inverse temperature: a parabola through the best three of those tried has its minimum.
     """
     losses = torch.zeros(len(INVERSE_TEMPERATURES), dtype=torch.float64)
+    confidences: list[Tensor] = []
+    correct: list[Tensor] = []
     for inputs, labels in batches:
         logits, labels = network(inputs).cpu().double(), labels.cpu()
         for place, inverse in enumerate(INVERSE_TEMPERATURES.tolist()):
             losses[place] += cross_entropy(inverse * logits, labels, reduction="sum")
+        best = logits.softmax(dim=1).max(dim=1)
+        confidences.append(best.values)
+        correct.append(best.indices == labels)
+    return Judgement(_least(losses), torch.cat(confidences), torch.cat(correct))
+
+
+def _least(losses: Tensor) -> float:
+    """The temperature with the least loss, by those of INVERSE_TEMPERATURES."""
     best = int(losses.argmin().clamp(1, len(losses) - 2))
     below, least, above = losses[best - 1 : best + 2].tolist()
     step = INVERSE_TEMPERATURES[1].log2() - INVERSE_TEMPERATURES[0].log2()
