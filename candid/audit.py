@@ -1,9 +1,8 @@
 """Labels that are probably wrong, found by networks that never learned from the pictures that they judge.
 
 The training pictures are dealt into folds. For each fold a network is trained on the others, and says what it thinks
-of this one. Where it is as sure of another class as it usually is of pictures with that label, and surer of it than of
-the label, the label is suspected: confident learning (Northcutt et al. 2021, arXiv:1911.00068, section 3). The list
-says where to look first; who looks decides.
+of this one, by which some labels are suspected (see `candid.scores.find_suspects`). The list says where to look first;
+who looks decides.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,11 @@ from candid.data.loading import decode_once
 from candid.device import choose_device
 from candid.durable import new_folder
 from candid.errors import InputError
-from candid.evaluation import open_batches, save_thumbnail, write_table
+from candid.evaluation import open_batches
+from candid.kept_evaluation import make_thumbnail, write_table
 from candid.randomness import shuffled
 from candid.recipe import Recipe
+from candid.scores import find_suspects
 from candid.training.progress import Reporter
 from candid.training.run import resume_run, train_run
 from candid.training.tuning import Effort
@@ -86,16 +87,18 @@ def audit(
             recipe, data_set, examples, fold_of == fold, out / f"fold-{fold + 1}", device, effort, reporter
         )
         probabilities[fold_of == fold] = _judge(run, examples.select(torch.nonzero(fold_of == fold).flatten()), device)
+    classes = torch.arange(len(data_set.class_names)).expand_as(probabilities)
+    own = probabilities.gather(1, examples.labels[:, None]).squeeze(1)
     suspects = [
         Suspect(
             position=position,
             file=examples.files[position],
             label=data_set.class_names[int(examples.labels[position])],
             suggestion=data_set.class_names[suggestion],
-            label_probability=float(probabilities[position, examples.labels[position]]),
+            label_probability=float(own[position]),
             suggestion_probability=float(probabilities[position, suggestion]),
         )
-        for position, suggestion in find_suspects(probabilities, examples.labels)
+        for position, suggestion in find_suspects(classes, probabilities, own, examples.labels)
     ]
     _write(suspects, examples, out / "suspects")
     return suspects
@@ -108,22 +111,6 @@ def deal(labels: Tensor, folds: int, seed: int) -> Tensor:
     fold_of = torch.empty_like(labels)
     fold_of[by_class] = torch.arange(len(labels)) % folds
     return fold_of
-
-
-def find_suspects(probabilities: Tensor, labels: Tensor) -> list[tuple[int, int]]:
-    """Positions and suggested classes, the most suspect first, from out-of-fold probabilities [N, classes], labels [N].
-
-    A class counts for a picture where its probability reaches the mean that pictures with this label have; the most
-    probable of those that count is the suggestion. The order is that of the distance between both probabilities.
-    """
-    own = probabilities.gather(1, labels[:, None]).squeeze(1)
-    images = torch.bincount(labels, minlength=probabilities.shape[1])
-    usual = torch.zeros(probabilities.shape[1]).index_add_(0, labels, own) / images
-    strength, suggestion = torch.where(probabilities >= usual, probabilities, 0.0).max(dim=1)
-    distance = torch.where(suggestion == labels, 0.0, strength - own)
-    suspects = torch.nonzero(distance > 0).flatten()
-    suspects = suspects[distance[suspects].argsort(descending=True, stable=True)]
-    return list(zip(suspects.tolist(), suggestion[suspects].tolist(), strict=True))
 
 
 def _train_fold(
@@ -166,4 +153,4 @@ def _write(suspects: Sequence[Suspect], examples: Examples, folder: Path) -> Non
         headings = ["rank", "file", "label", "suggestion", "label_probability", "suggestion_probability"]
         write_table(partial / "suspects.csv", [headings, *rows])
         for suspect in suspects[:MOST_PICTURES]:
-            save_thumbnail(examples, suspect.position, partial / f"{suspect.position}.png")
+            make_thumbnail(examples, suspect.position).save(partial / f"{suspect.position}.png")

@@ -4,12 +4,9 @@ Evaluation runs in float32 whatever the training's precision was, so that the nu
 a machine's short formats do. Sums and counts are added up over examples and divided once, at the end.
 """
 
-import csv
-import json
-import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import PIL
 import torch
@@ -17,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from candid.checkpoint import Checkpoint, restore_network
-from candid.data.decoding import VERSION, decode_file, to_image
-from candid.data.examples import Examples, StoredExamples
+from candid.data.decoding import VERSION
+from candid.data.examples import Examples
 from candid.data.loading import EvaluationBatches
-from candid.durable import new_folder, write_file
-from candid.errors import DataError
+from candid.errors import InputError
+from candid.explaining import explain, overlay
 from candid.randomness import generator_for
 from candid.scores import (
     Bin,
@@ -29,6 +26,7 @@ from candid.scores import (
     Interval,
     balanced_accuracy,
     calibration_error,
+    find_suspects,
     reliability,
     score_classes,
     wilson_interval,
@@ -40,7 +38,8 @@ NUM_GRID_PICTURES = 64
 NUM_MISTAKES_SHOWN = 24
 NUM_HITS_SHOWN = 16
 NUM_PAIRS, NUM_PAIR_PICTURES = 10, 4
-THUMBNAIL_SIDE_PX = 112
+EXPLAINED_AT_ONCE = 8
+"""Pictures, which leaves memory where the training needed it."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,20 @@ class Evaluation:
 
     def most_confident_mistakes(self, number: int = NUM_MISTAKES_SHOWN) -> list[int]:
         """Positions of the wrong predictions with the highest probability, worst first."""
-        return self._by_confidence(~self.correct)[:number]
+        return self.by_confidence(~self.correct)[:number]
 
     def least_certain_hits(self, number: int = NUM_HITS_SHOWN) -> list[int]:
         """Positions of the right predictions with the lowest probability, lowest first."""
-        return self._by_confidence(self.correct)[::-1][:number]
+        return self.by_confidence(self.correct)[::-1][:number]
+
+    def label_suspects(self) -> list[int]:
+        """Positions of the pictures whose label is probably wrong, the most suspect first.
+
+        The network did not learn from them; it judges by the best K classes, with 0 for all others.
+        """
+        own = torch.where(self.top_classes == self.labels[:, None], self.top_probabilities, 0.0).sum(dim=1)
+        found = find_suspects(self.top_classes, self.top_probabilities, own, self.labels)
+        return [position for position, _ in found]
 
     def confused_pairs(self, number: int = NUM_PAIRS) -> list[ConfusedPair]:
         """The pairs of different classes with the most mistakes, most first."""
@@ -157,14 +165,14 @@ class Evaluation:
             truth, prediction = divmod(index, len(self.class_names))
             images = int(mistakes[truth, prediction])
             if images:
-                positions = self._by_confidence((self.labels == truth) & (predictions == prediction))
+                positions = self.by_confidence((self.labels == truth) & (predictions == prediction))
                 names = self.class_names[truth], self.class_names[prediction]
                 pairs.append(
                     ConfusedPair(*names, images, images / present[truth], tuple(positions[:NUM_PAIR_PICTURES]))
                 )
         return pairs
 
-    def _by_confidence(self, chosen: Tensor) -> list[int]:
+    def by_confidence(self, chosen: Tensor) -> list[int]:
         """Positions of those that are chosen, bool [N], the most confident first."""
         positions = torch.nonzero(chosen).flatten()
         return positions[self.confidences[positions].argsort(descending=True, stable=True)].tolist()
@@ -194,80 +202,6 @@ class Evaluation:
             "calibration_error": self.calibration_error,
             "class_names": list(self.class_names),
         }
-
-    def save(self, folder: Path, examples: Examples, provenance: dict[str, object]) -> None:
-        """Write summary.json, predictions.csv, per_class.csv, confusion.csv and the pictures a report shows.
-
-        `examples` are those that were evaluated; `provenance` (checkpoint, data set) joins the summary.
-        The folder appears complete or not at all.
-        """
-        with new_folder(folder) as partial:
-            write_file(partial / "summary.json", json.dumps({**self.summary(), **provenance}, indent=2) + "\n")
-            write_table(partial / "predictions.csv", self._prediction_rows())
-            write_table(partial / "per_class.csv", self._per_class_rows())
-            confusion = [[name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
-            write_table(partial / "confusion.csv", [["truth", *self.class_names], *confusion])
-            (partial / "pictures").mkdir()
-            for position in self.shown():
-                save_thumbnail(examples, position, partial / "pictures" / f"{position}.png")
-
-    @classmethod
-    def load(cls, folder: Path) -> "Evaluation":
-        """The evaluation that `save` wrote."""
-        try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, json.JSONDecodeError) as error:
-            raise DataError(
-                f"{folder} holds no complete evaluation ({error}). Run `candid evaluate {folder.parent}`."
-            ) from None
-        class_names = tuple(summary["class_names"])
-        index = {name: position for position, name in enumerate(class_names)}
-        ranks = range(1, min(NUM_TOP, len(class_names)) + 1)
-        return cls(
-            split=summary["split"],
-            class_names=class_names,
-            files=tuple(row["file"] for row in rows),
-            labels=torch.tensor([index[row["truth"]] for row in rows]),
-            top_classes=torch.tensor([[index[row[f"class_{k}"]] for k in ranks] for row in rows]),
-            top_probabilities=torch.tensor([[float(row[f"probability_{k}"]) for k in ranks] for row in rows]),
-            loss=summary["loss"],
-            temperature=summary.get("temperature", 1.0),  # older runs have none
-        )
-
-    def _prediction_rows(self) -> list[list[object]]:
-        ranks = range(1, self.top_classes.shape[1] + 1)
-        header: list[object] = ["file", "truth", "correct"]
-        header += [column for k in ranks for column in (f"class_{k}", f"probability_{k}")]
-        rows = [header]
-        for file, label, classes, probabilities in zip(
-            self.files,
-            self.labels.tolist(),
-            self.top_classes.tolist(),
-            self.top_probabilities.tolist(),
-            strict=True,
-        ):
-            row: list[object] = [file, self.class_names[label], int(classes[0] == label)]
-            for k, probability in zip(classes, probabilities, strict=True):
-                row += [self.class_names[k], f"{probability:.6f}"]
-            rows.append(row)
-        return rows
-
-    def _per_class_rows(self) -> list[list[object]]:
-        header: list[object] = ["class_name", "images", "accuracy"]
-        header += [name + end for name in ("precision", "recall", "f1") for end in ("", "_low", "_high")]
-        rows = [header]
-        for s in self.per_class():
-            row: list[object] = [s.class_name, s.images, f"{s.recall:.6f}"]
-            for value, bounds in (
-                (s.precision, s.precision_interval),
-                (s.recall, s.recall_interval),
-                (s.f1, s.f1_interval),
-            ):
-                row += [f"{number:.6f}" for number in (value, *(bounds or (math.nan, math.nan)))]
-            rows.append(row)
-        return rows
 
 
 @torch.inference_mode()
@@ -339,6 +273,26 @@ def evaluate_checkpoint(
     return evaluate_model(model, batches, checkpoint.class_names, split, views=views, temperature=temperature)
 
 
+def explain_mistakes(
+    evaluation: Evaluation, checkpoint: Checkpoint, examples: Examples, device: torch.device
+) -> dict[int, Tensor]:
+    """By position, what spoke for each of the most confident mistakes of a plain view: uint8 [3, side, side].
+
+    Empty where the network has no maps that could show it (see `candid.explaining`).
+    """
+    positions = evaluation.most_confident_mistakes()
+    if not positions:
+        return {}
+    model, preprocessing = restore_network(checkpoint).to(device), checkpoint.preprocessing
+    classes = evaluation.top_classes[positions, 0].to(device).split(EXPLAINED_AT_ONCE)
+    batches = EvaluationBatches(examples.select(torch.tensor(positions)), preprocessing, device, EXPLAINED_AT_ONCE)
+    pictures: list[Tensor] = []
+    with suppress(InputError):
+        for (inputs, _), predicted in zip(batches, classes, strict=True):
+            pictures += map(overlay, preprocessing.as_pixels(inputs), explain(model, inputs, predicted).cpu())
+    return dict(zip(positions, pictures, strict=False))
+
+
 def open_batches(
     checkpoint: Checkpoint, examples: Examples, device: torch.device, views: Views = PLAIN
 ) -> tuple[nn.Module, EvaluationBatches]:
@@ -365,20 +319,3 @@ def rank_classes(logits: Tensor, number: int = NUM_TOP) -> tuple[Tensor, Tensor]
     probabilities = logits.softmax(dim=1)
     top = probabilities.topk(min(number, logits.shape[1]), dim=1)
     return top.values.cpu(), top.indices.cpu()
-
-
-def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Rows as a CSV file, the headings first."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def save_thumbnail(examples: Examples, position: int, path: Path) -> None:
-    """One of the examples as a small PNG file."""
-    if isinstance(examples, StoredExamples):
-        pixels = examples.images[position]
-    else:
-        pixels = decode_file(examples.root / examples.files[position], 3)
-    image = to_image(pixels)
-    image.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
-    image.save(path)

@@ -130,6 +130,25 @@ def pair(first: Tensor, second: Tensor) -> Pairing:
     return Pairing(*(int(both.sum()) for both in (first & second, first & ~second, ~first & second, ~first & ~second)))
 
 
+def find_suspects(classes: Tensor, probabilities: Tensor, own: Tensor, labels: Tensor) -> list[tuple[int, int]]:
+    """Positions of labels that are probably wrong, with the class to put there, the most suspect first.
+
+    From what a network that did not learn from N pictures says of them: for each, K `classes` (int64 [N, K]) and their
+    `probabilities` [N, K], the probability of its label (`own` [N]) and the label (int64 [N]). Where the network is as
+    sure of another class as it is on average of pictures with that label, and surer of it than of the picture's own,
+    the label is suspected; of several such classes, the most probable is meant: confident learning (Northcutt et al.
+    2021, arXiv:1911.00068, section 3). The order is that of the distance between both probabilities.
+    """
+    number = 1 + int(torch.cat([classes.flatten(), labels]).max())
+    usual = torch.zeros(number).index_add_(0, labels, own) / torch.bincount(labels, minlength=number)
+    strength, place = torch.where(probabilities >= usual[classes], probabilities, 0.0).max(dim=1)
+    suggestion = classes.gather(1, place[:, None]).squeeze(1)
+    distance = torch.where(suggestion == labels, 0.0, strength - own)
+    suspects = torch.nonzero(distance > 0).flatten()
+    suspects = suspects[distance[suspects].argsort(descending=True, stable=True)]
+    return list(zip(suspects.tolist(), suggestion[suspects].tolist(), strict=True))
+
+
 def wilson_interval(correct: int, images: int, confidence: float = 0.95) -> Interval:
     """Score interval of a share (Wilson 1927), in [0, 1]; it stays sensible near 0 and 1 and for few images."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)

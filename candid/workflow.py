@@ -18,7 +18,8 @@ from candid.data.examples import DataSet, Examples, hold_out
 from candid.data.loading import decode_once
 from candid.device import choose_device
 from candid.errors import CheckpointError, InputError, did_you_mean
-from candid.evaluation import Evaluation, describe_measurement, evaluate_checkpoint
+from candid.evaluation import Evaluation, describe_measurement, evaluate_checkpoint, explain_mistakes
+from candid.kept_evaluation import save_evaluation
 from candid.recipe import Recipe
 from candid.recipes import find_recipe
 from candid.report.comparison_page import write_comparison
@@ -227,8 +228,9 @@ def evaluate(
     if split == "test" and (data is None or _is_own_data(checkpoint.recipe, data)):
         folder.record_test_look(checkpoint.name, evaluation.num_images, evaluation.accuracy, command_line())
     kept_in = evaluation_folder(folder.path, split, data, views)
-    provenance = describe_measurement(checkpoint, name, views) | {"unreadable": examples.unreadable}
-    evaluation.save(kept_in, examples, provenance)
+    provenance = describe_measurement(checkpoint, name, views)
+    explained = explain_mistakes(evaluation, checkpoint, examples, chosen_device) if views == PLAIN else {}
+    save_evaluation(evaluation, kept_in, examples, provenance, explained)
     return evaluation
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES, call, draw, make_pictures, silent, small_recipe
 
-from candid.audit import audit, deal, find_suspects
+from candid.audit import audit, deal
 from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
 from candid.errors import InputError
@@ -46,21 +46,6 @@ def test_every_class_is_dealt_evenly_and_as_the_seed_says():
         assert sizes.max() - sizes.min() <= 1
     assert torch.equal(deal(labels, 4, seed=0), fold_of)
     assert not torch.equal(deal(labels, 4, seed=1), fold_of)
-
-
-def test_suspects_are_those_of_the_definition():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (200,), generator=generator)
-    probabilities = (2 * torch.randn(200, 4, generator=generator)).softmax(dim=1)
-    usual = [float(probabilities[labels == k, k].mean()) for k in range(4)]
-    expected: list[tuple[float, int, int]] = []
-    for position, (row, label) in enumerate(zip(probabilities.tolist(), labels.tolist(), strict=True)):
-        likely = [k for k in range(4) if row[k] >= usual[k]]
-        best = max(likely, key=lambda k: row[k], default=label)
-        if best != label and row[best] > row[label]:
-            expected.append((row[label] - row[best], position, best))
-    assert find_suspects(probabilities, labels) == [(position, best) for _, position, best in sorted(expected)]
-    assert 10 < len(expected) < 190
 
 
 def test_pictures_in_the_wrong_folder_are_found(audited: Path, mislabelled: Path):

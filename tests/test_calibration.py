@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import call
 
-from candid.calibration import Calibration, Threshold, choose_threshold, fit_temperature
+from candid.calibration import Calibration, Threshold, choose_threshold, judge_temperatures
 from candid.checkpoint import RunFolder
 from candid.errors import CheckpointError, InputError
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation
 from candid.predict import load
 
 
@@ -39,15 +39,15 @@ def least_loss_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def test_the_temperature_is_the_one_with_the_least_loss(sureness: float):
     logits, labels = draw_guesses(sureness)
     batches = list(zip(logits.split(300), labels.split(300), strict=True))
-    found = fit_temperature(lambda inputs: inputs, batches)
+    found = judge_temperatures(lambda inputs: inputs, batches).best_temperature
     assert found == pytest.approx(least_loss_temperature(logits, labels), rel=2e-3)
     assert found == pytest.approx(sureness, rel=0.1)
 
 
 def test_temperatures_end_where_they_would_only_say_that_all_was_right():
     logits = torch.eye(5)
-    assert fit_temperature(lambda inputs: inputs, [(logits, torch.arange(5))]) >= 0.25
-    assert fit_temperature(lambda inputs: inputs, [(logits, torch.arange(5).roll(1))]) <= 8.0
+    assert judge_temperatures(lambda inputs: inputs, [(logits, torch.arange(5))]).best_temperature >= 0.25
+    assert judge_temperatures(lambda inputs: inputs, [(logits, torch.arange(5).roll(1))]).best_temperature <= 8.0
 
 
 @pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.97, 1.0])
@@ -136,7 +136,7 @@ def test_a_run_ends_calibrated(run: Path):
     folder = RunFolder.open(run)
     found = Calibration.load(run, folder.load().name)
     assert found is not None
-    validation = Evaluation.load(run / "evaluation-validation")
+    validation = load_evaluation(run / "evaluation-validation")
     assert (found.images, found.mistakes) == (validation.num_images, validation.num_images - validation.num_correct)
     assert found.temperature == validation.temperature == 1.0  # eight pictures or so tell nothing
     assert found.text().startswith("Probabilities are as the network gives them: ")
@@ -159,7 +159,7 @@ def test_prediction_and_evaluation_divide_by_the_temperature(run: Path, tempered
         logits = torch.tensor(one.probabilities, dtype=torch.float64).log()  # but for a constant
         assert other.probabilities == pytest.approx((logits / 3).softmax(dim=0).tolist(), abs=1e-5)
     assert call(capsys, "evaluate", tempered, "--split", "train")[0] == 0
-    evaluation = Evaluation.load(tempered / "evaluation-train")
+    evaluation = load_evaluation(tempered / "evaluation-train")
     assert evaluation.temperature == 3.0
     by_file = {file: float(value) for file, value in zip(evaluation.files, evaluation.confidences, strict=True)}
     common = [p for p in milder if f"cross/{Path(p.file).name}" in by_file]

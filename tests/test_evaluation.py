@@ -3,17 +3,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.classification as theirs
 from PIL import Image
 from torch import nn
 
+from candid.checkpoint import RunFolder, restore_network
+from candid.data.catalog import open_data_set
+from candid.data.decoding import decode_file
 from candid.data.examples import StoredExamples
 from candid.data.loading import EvaluationBatches
 from candid.data.preprocessing import Preprocessing
 from candid.errors import DataError
-from candid.evaluation import Evaluation, evaluate_model
+from candid.evaluation import Evaluation, evaluate_checkpoint, evaluate_model, explain_mistakes
+from candid.explaining import explain, overlay
+from candid.kept_evaluation import load_evaluation, save_evaluation
 from candid.views import Views
 
 CLASSES = tuple(f"class {k}" for k in range(7))
@@ -122,8 +128,8 @@ def test_mistakes_are_ordered_by_confidence(evaluation):
 
 def test_what_was_saved_is_what_is_loaded(evaluation, examples, tmp_path: Path):
     evaluation = replace(evaluation, temperature=1.25)
-    evaluation.save(tmp_path / "evaluation-test", examples, {"checkpoint": "step-1"})
-    again = Evaluation.load(tmp_path / "evaluation-test")
+    save_evaluation(evaluation, tmp_path / "evaluation-test", examples, {"checkpoint": "step-1"})
+    again = load_evaluation(tmp_path / "evaluation-test")
     assert again.summary() == evaluation.summary() | {
         "calibration_error": pytest.approx(evaluation.calibration_error, abs=1e-6)
     }
@@ -158,8 +164,35 @@ def test_five_classes_or_fewer_have_no_top5(examples):
 
 def test_a_folder_without_evaluation_is_refused_in_words(tmp_path: Path):
     with pytest.raises(DataError) as caught:
-        Evaluation.load(tmp_path / "evaluation-test")
+        load_evaluation(tmp_path / "evaluation-test")
     assert str(caught.value) == (
         f"{tmp_path}/evaluation-test holds no complete evaluation ([Errno 2] No such file or directory: "
         f"'{tmp_path}/evaluation-test/summary.json'). Run `candid evaluate {tmp_path}`."
     )
+
+
+def test_what_spoke_for_mistakes_is_grad_cam_over_what_the_network_saw(run: Path, tmp_path: Path):
+    checkpoint = RunFolder.open(run).load()
+    examples = open_data_set(checkpoint.recipe.data.name).openers["test"]()
+    evaluation = evaluate_checkpoint(checkpoint, examples, "test", torch.device("cpu"))
+    evaluation = replace(evaluation, labels=(evaluation.labels + 1) % 3)  # whatever it says is a mistake now
+    explained = explain_mistakes(evaluation, checkpoint, examples, torch.device("cpu"))
+    assert list(explained) == evaluation.most_confident_mistakes()
+    position = list(explained)[-1]
+    pixels = decode_file(Path(checkpoint.recipe.data.name) / evaluation.files[position], 3)
+    inputs = checkpoint.preprocessing(pixels[None])
+    [heat] = explain(restore_network(checkpoint), inputs, evaluation.top_classes[[position], 0])
+    expected = overlay(checkpoint.preprocessing.make_square(pixels), heat)
+    ours = explained[position]
+    assert (ours.int() - expected.int()).abs().max() <= 1  # pixels went through the network's numbers and back
+    save_evaluation(evaluation, tmp_path / "evaluation-test", examples, {}, explained)
+    with Image.open(tmp_path / "evaluation-test" / "explained" / f"{position}.png") as image:
+        assert np.array_equal(np.asarray(image), ours.permute(1, 2, 0).numpy())
+
+
+def test_without_mistakes_nothing_is_explained(run: Path):
+    checkpoint = RunFolder.open(run).load()
+    examples = open_data_set(checkpoint.recipe.data.name).openers["test"]()
+    evaluation = evaluate_checkpoint(checkpoint, examples, "test", torch.device("cpu"))
+    evaluation = replace(evaluation, labels=evaluation.top_classes[:, 0])
+    assert explain_mistakes(evaluation, checkpoint, examples, torch.device("cpu")) == {}

@@ -24,7 +24,7 @@ from candid.data.decoding import decode_file
 from candid.data.loading import EvaluationBatches, open_training_data
 from candid.data.sources import Picture, find_pictures
 from candid.errors import DataError
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation
 
 
 def test_the_shapes_are_recognised(run: Path, pictures: Path):
@@ -48,7 +48,7 @@ def test_prediction_sees_the_pixels_that_were_evaluated(run: Path, pictures: Pat
 
 
 def test_prediction_repeats_the_test_evaluation(run: Path, pictures: Path):
-    evaluation = Evaluation.load(run / "evaluation-test")
+    evaluation = load_evaluation(run / "evaluation-test")
     predictions = candid.load(run).predict([pictures / file for file in evaluation.files])
     for position, prediction in enumerate(predictions):
         best = evaluation.class_names[int(evaluation.top_classes[position, 0])]

@@ -10,6 +10,7 @@ from candid.scores import (
     Pairing,
     balanced_accuracy,
     calibration_error,
+    find_suspects,
     pair,
     reliability,
     score_classes,
@@ -99,3 +100,22 @@ def test_mcnemars_test_is_exact(only_first: int, only_second: int):
     tail = sum(Fraction(math.comb(differing, k), 2**differing) for k in range(fewer + 1))
     found = Pairing(100, only_first, only_second, 50).p_value
     assert found == pytest.approx(float(min(Fraction(1), 2 * tail)), rel=1e-9)
+
+
+def test_suspects_are_those_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (200,), generator=generator)
+    probabilities = (2 * torch.randn(200, 4, generator=generator)).softmax(dim=1)
+    usual = [float(probabilities[labels == k, k].mean()) for k in range(4)]
+    expected: list[tuple[float, int, int]] = []
+    for position, (row, label) in enumerate(zip(probabilities.tolist(), labels.tolist(), strict=True)):
+        likely = [k for k in range(4) if row[k] >= usual[k]]
+        best = max(likely, key=lambda k: row[k], default=label)
+        if best != label and row[best] > row[label]:
+            expected.append((row[label] - row[best], position, best))
+    own = probabilities[torch.arange(200), labels]
+    found = find_suspects(torch.arange(4).expand(200, 4), probabilities, own, labels)
+    assert found == [(position, best) for _, position, best in sorted(expected)]
+    best_two = probabilities.topk(2)
+    assert find_suspects(best_two.indices, best_two.values, own, labels) == found  # no third class is sure enough here
+    assert 10 < len(expected) < 190

@@ -11,7 +11,7 @@ from torchvision.transforms import functional
 from candid.checkpoint import RunFolder, restore_network
 from candid.data.decoding import decode_file
 from candid.data.preprocessing import Preprocessing
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation
 from candid.views import Views, five_crops, prepare
 
 TEN = Views(mirror=True, five_crops=True)
@@ -69,7 +69,7 @@ def test_ten_crops_give_a_number_of_their_own(run: Path, pictures: Path, tmp_pat
     assert said.splitlines()[-1] == f"Written to {folder}"
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["mirror"], summary["five_crops"], summary["preprocessing"]["image_size"]) == (True, True, 32)
-    evaluation, checkpoint = Evaluation.load(folder), RunFolder.open(run).load()
+    evaluation, checkpoint = load_evaluation(folder), RunFolder.open(run).load()
     network = restore_network(checkpoint)
     large = checkpoint.preprocessing.model_copy(update={"image_size": 32})
     with torch.inference_mode():

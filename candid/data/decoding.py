@@ -143,6 +143,15 @@ def is_grey(path: Path) -> bool:
         return False
 
 
+def read_size(path: Path) -> tuple[int, int] | None:
+    """Height and width in px of a picture, upright, by its header; None where that cannot be read."""
+    try:
+        with Rationed(open_file(path)) as file, _open(file) as image:
+            return _upright_size(image)
+    except Exception:  # the same whatever that decode_file() reports properly
+        return None
+
+
 def read_kind(beginning: bytes) -> str:
     """How a picture is stored, by the first bytes of its file: "JPEG RGB", "PNG RGBA", or "?" where they are none."""
     try:
@@ -266,12 +275,17 @@ def _reduce_scale(image: ImageFile, shrinkage: Shrinkage) -> None:
     """Have a JPEG decoded at the smallest scale that leaves it large enough; other formats have only one."""
     if not isinstance(image, JpegImageFile):
         return
-    is_swapped = _orientation(image) in SWAPPED_ORIENTATIONS
-    height, width = (image.width, image.height) if is_swapped else (image.height, image.width)
+    height, width = _upright_size(image)
     surplus = shrinkage(height, width) / LEAST_SURPLUS
     scale = next((scale for scale in JPEG_SCALES if scale <= surplus), None)
     if scale is not None:
         image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+
+
+def _upright_size(image: ImageFile) -> tuple[int, int]:
+    """Height and width in px."""
+    is_swapped = _orientation(image) in SWAPPED_ORIENTATIONS
+    return (image.width, image.height) if is_swapped else (image.height, image.width)
 
 
 def _orientation(image: ImageFile) -> object:

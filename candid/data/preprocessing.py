@@ -67,6 +67,11 @@ class Preprocessing(BaseModel):
         by_row.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
         return by_row.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
+    def as_pixels(self, inputs: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] on the CPU of what a network sees: `normalise` undone."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((inputs.detach().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Model input [N, C, image_size, image_size] of pictures uint8 [N, C, H, W]."""
         return self.normalise(self.make_square(pixels))

@@ -14,14 +14,14 @@ def write_audit_page(suspects: Sequence[Suspect], folder: Path, recipe: Recipe) 
     """The page `audit.html` in the folder of an audit."""
     shown = [
         Picture(
-            path=folder / "suspects" / f"{suspect.position}.png",
+            png=path.read_bytes(),
             file=suspect.file,
             truth=suspect.label,
             prediction=suspect.suggestion,
             probability=suspect.suggestion_probability,
         )
         for suspect in suspects
-        if (folder / "suspects" / f"{suspect.position}.png").exists()
+        if (path := folder / "suspects" / f"{suspect.position}.png").exists()
     ]
     title = f"Labels of {PurePath(recipe.data.name).name} that are probably wrong"
     page = folder / "audit.html"

@@ -13,8 +13,6 @@ from candid.report.side_by_side import Contender, SideBySide
 from candid.report.templates import render
 
 MARK = '<meta name="generator" content="candid compare">'
-MOST_FILES = 50
-"""Named of the pictures on which two runs differ."""
 
 
 def write_comparison(path: Path, found: SideBySide) -> Path:
@@ -37,7 +35,6 @@ def render_comparison(found: SideBySide) -> str:
         contenders=found.contenders,
         spreads=found.spreads,
         duels=found.duels,
-        most_files=MOST_FILES,
         figures=list(draw_figures(found.contenders)),
     )
 

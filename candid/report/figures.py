@@ -1,6 +1,7 @@
 """The figures of a report; each function draws one and leaves no trace in matplotlib's global state."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Literal
 
 import numpy as np
@@ -179,7 +180,8 @@ def draw_pictures(theme: Theme, pictures: Sequence[Picture], columns: int, with_
     for position, picture in enumerate(pictures):
         row, column = divmod(position, columns)
         left, top = 1.5 * column + 0.1, 1.72 * row + 0.36
-        axes.imshow(imread(picture.path), cmap="gray", vmin=0, vmax=1, extent=(left, left + 1.3, top + 1.3, top))
+        extent = left, left + 1.3, top + 1.3, top
+        axes.imshow(imread(BytesIO(picture.png)), cmap="gray", vmin=0, vmax=1, extent=extent)
         caption = _caption(picture, with_probability)
         color = theme.right if picture.right else theme.wrong
         axes.text(left, top - 0.04, caption, color=color, fontsize=6.5, linespacing=1.25, va="bottom")

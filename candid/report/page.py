@@ -134,9 +134,31 @@ def describe_data(data: DataSummary) -> dict[str, Any]:
         "num_classes": len(data.classes),
         "fewest": min(train, default=0),
         "most": max(train, default=0),
+        "remarks": list(remark_on(data)),
         "splits": list(data.images),
         "rows": rows,
     }
+
+
+def remark_on(data: DataSummary) -> Iterator[str]:
+    """Sentences about sizes and copies of pictures, where they are known."""
+    if data.sizes:
+        wide, high = map(_describe_span, (data.sizes.widths_px, data.sizes.heights_px))
+        yield f"They are {wide} px wide and {high} px high."
+    if data.copies is None:
+        return
+    copies, leaks = data.copies["train"], data.copies.get("validation", 0)
+    if copies:
+        yield f"{words.count(copies, 'picture')} to train on {'is a copy' if copies == 1 else 'are copies'} of others."
+    if leaks:
+        yield f"{words.count(leaks, 'picture')} to validate on can be trained on too, which flatters validation."
+    if not copies and not leaks:
+        yield "No two of the pictures to train and to validate on are equal."
+
+
+def _describe_span(lengths: tuple[int, int, int]) -> str:
+    least, median, most = lengths
+    return f"{least}" if least == most else f"{least} to {most} (median {median})"
 
 
 def describe_calibration(evaluation: Evaluation, calibration: Calibration | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The thumbnails an evaluation saved, each with what was predicted and what is true."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from candid.evaluation import ConfusedPair, Evaluation
+from candid.kept_evaluation import EXPLAINED
 from candid.report.reading import RunRecord
 
 LARGEST_PNG_BYTES = 8192
@@ -21,14 +22,14 @@ TINY_PX = 64
 class Thumbnail:
     """A small picture and what a person calls it."""
 
-    path: Path
-    """PNG, grey or RGB."""
+    png: bytes
+    """The file, grey or RGB."""
     file: str
     truth: str
 
     def as_data(self) -> tuple[str, bool]:
         """The picture as a data URI, and whether it is tiny."""
-        data, kind = self.path.read_bytes(), "png"
+        data, kind = self.png, "png"
         with Image.open(BytesIO(data)) as image:
             tiny = max(image.size) <= TINY_PX
             if len(data) > LARGEST_PNG_BYTES:
@@ -45,6 +46,10 @@ class Picture(Thumbnail):
     prediction: str
     probability: float
     """Of the prediction, in [0, 1]."""
+    is_suspect: bool = False
+    """Whether its label is probably wrong."""
+    explanation: Thumbnail | None = None
+    """What spoke for the prediction."""
 
     @property
     def right(self) -> bool:
@@ -66,6 +71,8 @@ class Pictures:
     """Training pictures after all variations."""
     pairs: tuple[tuple[ConfusedPair, tuple[Picture, ...]], ...] = ()
     """The most confused pairs of classes with some of their pictures, most confused first."""
+    suspects: tuple[str, ...] = ()
+    """Files of all pictures whose label is probably wrong, the most suspect first."""
 
 
 def gather_pictures(record: RunRecord) -> Pictures:
@@ -73,14 +80,16 @@ def gather_pictures(record: RunRecord) -> Pictures:
     evaluation, seen = record.evaluation, tuple(_gather_seen(record))
     if evaluation is None:
         return Pictures(seen=seen)
+    suspects = evaluation.label_suspects()
     return Pictures(
         seen=seen,
-        grid=_gather(evaluation, evaluation.grid(), record.pictures),
-        mistakes=_gather(evaluation, evaluation.most_confident_mistakes(), record.pictures),
-        hits=_gather(evaluation, evaluation.least_certain_hits(), record.pictures),
+        grid=gather(evaluation, evaluation.grid(), record.pictures),
+        mistakes=gather(evaluation, evaluation.most_confident_mistakes(), record.pictures, suspects),
+        hits=gather(evaluation, evaluation.least_certain_hits(), record.pictures),
         pairs=tuple(
-            (pair, _gather(evaluation, pair.positions, record.pictures)) for pair in evaluation.confused_pairs()
+            (pair, gather(evaluation, pair.positions, record.pictures)) for pair in evaluation.confused_pairs()
         ),
+        suspects=tuple(evaluation.files[position] for position in suspects),
     )
 
 
@@ -88,19 +97,28 @@ def _gather_seen(record: RunRecord) -> Iterator[Thumbnail]:
     for position, seen in enumerate(record.seen):
         path = record.seen_pictures / f"{position}.png"
         if path.exists():
-            yield Thumbnail(path, seen.file, seen.truth)
+            yield Thumbnail(path.read_bytes(), seen.file, seen.truth)
 
 
-def _gather(evaluation: Evaluation, positions: Iterable[int], folder: Path) -> tuple[Picture, ...]:
+def gather(
+    evaluation: Evaluation, positions: Iterable[int], folder: Path, suspects: Collection[int] = ()
+) -> tuple[Picture, ...]:
     """The pictures at these positions, without those whose file was removed."""
-    pictures = (
-        Picture(
-            path=folder / f"{position}.png",
-            file=evaluation.files[position],
-            prediction=evaluation.class_names[int(evaluation.top_classes[position, 0])],
-            truth=evaluation.class_names[int(evaluation.labels[position])],
-            probability=float(evaluation.top_probabilities[position, 0]),
-        )
-        for position in positions
-    )
-    return tuple(picture for picture in pictures if picture.path.exists())
+    pictures: list[Picture] = []
+    for position in positions:
+        path, explained = (place / f"{position}.png" for place in (folder, folder.with_name(EXPLAINED)))
+        file = evaluation.files[position]
+        truth = evaluation.class_names[int(evaluation.labels[position])]
+        if path.exists():
+            pictures.append(
+                Picture(
+                    png=path.read_bytes(),
+                    file=file,
+                    truth=truth,
+                    prediction=evaluation.class_names[int(evaluation.top_classes[position, 0])],
+                    probability=float(evaluation.top_probabilities[position, 0]),
+                    is_suspect=position in suspects,
+                    explanation=Thumbnail(explained.read_bytes(), file, truth) if explained.exists() else None,
+                )
+            )
+    return tuple(pictures)

@@ -13,6 +13,7 @@ from candid.calibration import Calibration
 from candid.durable import whole_lines
 from candid.errors import CheckpointError, InputError
 from candid.evaluation import Evaluation
+from candid.kept_evaluation import PICTURES, load_evaluation
 
 T = TypeVar("T")
 
@@ -78,11 +79,24 @@ class Gist(BaseModel):
     training: Part = Part()
 
 
+class Sizes(BaseModel):
+    """Least, median and greatest side in px of some training pictures."""
+
+    images: int
+    heights_px: tuple[int, int, int]
+    widths_px: tuple[int, int, int]
+
+
 class DataSummary(BaseModel):
-    """data.json: how many pictures each class has in the splits that were trained and validated on."""
+    """data.json: what there was to learn from and to validate on."""
 
     classes: tuple[str, ...]
     images: dict[str, tuple[int, ...]]
+    """Of each split, how many pictures each class has."""
+    sizes: Sizes | None = None
+    """None where all have the same, or an older candid did not measure them."""
+    copies: dict[str, int] | None = None
+    """Of each split, how many pictures equal another one to learn from; None where nobody counted."""
 
 
 class SeenPicture(BaseModel):
@@ -142,12 +156,12 @@ def read_run(folder: Path) -> RunRecord:
         epochs=_read_epochs(folder / "results.csv"),
         result=_read_json(folder / "result.json", Result),
         looks=_read_looks(folder / "test_looks.jsonl"),
-        evaluation=Evaluation.load(evaluated) if evaluated else None,
+        evaluation=load_evaluation(evaluated) if evaluated else None,
         calibration=Calibration.load(folder),
         data=_read_json(folder / "data.json", DataSummary),
         seen=_read_json(folder / "training-pictures" / "pictures.json", tuple[SeenPicture, ...]) or (),
         seen_pictures=folder / "training-pictures",
-        pictures=(evaluated or folder) / "pictures",
+        pictures=(evaluated or folder) / PICTURES,
     )
     if not (record.epochs or record.result or record.evaluation):
         raise CheckpointError(

@@ -15,6 +15,7 @@ from candid.errors import CandidError, InputError
 from candid.evaluation import Evaluation
 from candid.recipe import Recipe
 from candid.report.headline import Score, find_score
+from candid.report.pictures import Picture, gather
 from candid.report.reading import RunRecord, read_run
 from candid.scores import Pairing, pair
 
@@ -26,6 +27,8 @@ INDIFFERENT = (
     ("data", "workers"),
 )
 """Keys of a recipe that are measured anew on a busy machine, and change no more than the last digits."""
+MOST_SHOWN = 8
+"""Pictures of those that only one of two runs was right about."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class Duel:
     second: str
     pairing: Pairing
     only_first: tuple[str, ...]
-    """Pictures that only the first was right about."""
+    """Pictures that only the first was right about, those first that the second is surest of."""
     only_second: tuple[str, ...]
+    shown_first: tuple[Picture, ...] = ()
+    """Those that only the first was right about and whose pictures are kept, with the second one's answers."""
+    shown_second: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,19 @@ def find_duels(contenders: Sequence[Contender]) -> list[Duel]:
         first, second = one.record.evaluation, other.record.evaluation
         if first is None or second is None or not _are_comparable(first, second):
             continue
-        wins = first.correct & ~second.correct, second.correct & ~first.correct
-        names = [tuple(first.files[k] for k in torch.nonzero(won).flatten().tolist()) for won in wins]
-        duels.append(Duel(one.label, other.label, pair(first.correct, second.correct), *names))
+        only_first = second.by_confidence(first.correct & ~second.correct)
+        only_second = first.by_confidence(second.correct & ~first.correct)
+        duels.append(
+            Duel(
+                first=one.label,
+                second=other.label,
+                pairing=pair(first.correct, second.correct),
+                only_first=tuple(first.files[position] for position in only_first),
+                only_second=tuple(first.files[position] for position in only_second),
+                shown_first=gather(second, only_first, other.record.pictures)[:MOST_SHOWN],
+                shown_second=gather(first, only_second, one.record.pictures)[:MOST_SHOWN],
+            )
+        )
     return duels
 
 

@@ -4,6 +4,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from candid import words
 
+MOST_FILES = 50
+"""Named in a list of pictures."""
+
 
 def render(template: str, **values: object) -> str:
     """A page with the values, and with the functions of `candid.words`."""
@@ -14,4 +17,4 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template(template).render(words=words, **values)
+    return templates.get_template(template).render(words=words, most_files=MOST_FILES, **values)

@@ -12,7 +12,8 @@ from candid.data.examples import DataSet
 from candid.data.loading import TrainingData, decode_once
 from candid.device import peak_memory_mib
 from candid.durable import write_file
-from candid.evaluation import describe_measurement, evaluate_checkpoint
+from candid.evaluation import describe_measurement, evaluate_checkpoint, explain_mistakes
+from candid.kept_evaluation import save_evaluation
 from candid.sizes import size
 from candid.training.progress import command_line
 from candid.words import count, interval, percent
@@ -39,8 +40,8 @@ def finish_run(
     if validation is not None:
         calibration, evaluation = calibrate(chosen, validation, device)
         calibration.save(run.path)
-        of_validation = provenance | {"unreadable": validation.unreadable}
-        evaluation.save(run.path / "evaluation-validation", validation, of_validation)
+        explained = explain_mistakes(evaluation, chosen, validation, device)
+        save_evaluation(evaluation, run.path / "evaluation-validation", validation, provenance, explained)
         temperature = calibration.temperature
     result: dict[str, object] = {
         "test_accuracy": None,
@@ -59,7 +60,8 @@ def finish_run(
         test = evaluate_checkpoint(chosen, examples, "test", device, temperature=temperature)
         last_test = test if last.name == chosen.name else evaluate_checkpoint(last, examples, "test", device)
         run.record_test_look(chosen.name, test.num_images, test.accuracy, command_line())
-        test.save(run.path / "evaluation-test", examples, provenance | {"unreadable": examples.unreadable})
+        explained = explain_mistakes(test, chosen, examples, device)
+        save_evaluation(test, run.path / "evaluation-test", examples, provenance, explained)
         unreadable |= {"test": examples.unreadable}
         result |= {
             "test_accuracy": test.accuracy,

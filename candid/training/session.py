@@ -73,7 +73,7 @@ class Session:
     def begin(self, start: Loaded | None) -> None:
         """Begin from weights, and say what they are; from random ones where there are none."""
         if self.ranks.is_first:
-            write_summary(self.data, self.data_set.class_names, self.run.path)
+            write_summary(self.data, self.data_set, self.run.path)
         if start is None:
             self.trainer.show(self._pictures_to_see())
         else:

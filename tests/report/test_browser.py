@@ -15,8 +15,8 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
-from test_report import write_run
 from test_side_by_side import write_seed
+from written_run import write_run
 
 from candid.audit import audit
 from candid.report.audit_page import write_audit_page

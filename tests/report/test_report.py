@@ -1,7 +1,5 @@
-import csv
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -9,42 +7,18 @@ import matplotlib
 import pytest
 import torch
 from PIL import Image
+from written_run import LOOK, ODD_NAMES, Page, evaluate, page_of, write_epochs, write_result, write_run
 
-from candid.data.examples import StoredExamples
 from candid.errors import CheckpointError, DataError, InputError
-from candid.evaluation import Evaluation
-from candid.recipe import Recipe
+from candid.kept_evaluation import load_evaluation
 from candid.report.figures import classes_to_draw, worst_first
 from candid.report.headline import write_headline
-from candid.report.page import flatten, render_page
-from candid.report.pictures import Picture, gather_pictures
+from candid.report.page import flatten
 from candid.report.reading import read_run
 from candid.report.writing import write_report
 from candid.scores import ClassScores
-from candid.words import duration, moment, percent, shorten, showable
 
-ODD_NAMES = ("<script>alert(1)</script>", "猫", "$\\frac")
 FIGURES = ["calibration.png", "confusion.png", "curves.png", "examples.png", "mistakes.png", "per_class.png"]
-RESULT = {
-    "test_accuracy": 0.75,
-    "test_accuracy_interval": [0.4677, 0.9111],
-    "test_images": 12,
-    "validation_accuracy": 0.8,
-    "best_step": 20,
-    "best_epoch": 2,
-    "last_test_accuracy": 0.5,
-    "steps": 30,
-    "train_seconds": 133.2,
-    "images_per_second": 4321.5,
-    "peak_memory_mib": None,
-}
-LOOK = {
-    "time": "2025-03-01T12:34:56+00:00",
-    "checkpoint": "step-00000020",
-    "images": 12,
-    "accuracy": 0.75,
-    "command": "candid train --data shapes",
-}
 CHOSEN = "Validation chose the checkpoint of epoch 2 (80.00 % there)."
 NOTHING_CHOSEN = "No validation split was held out, so nothing was chosen: the last checkpoint is the result."
 ONE_LOOK = "The test split was looked at once, 2025-03-01 12:34 UTC."
@@ -53,90 +27,6 @@ CHANCE = (
 )
 OPTIMISTIC = "The number is the accuracy on validation, which chose the checkpoint, so it is optimistic."
 NO_TEST = "There is no number on a test split: the data set has none, or it has not been looked at."
-
-
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its visible text on one line."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.html = html
-        self.feed(self.html)
-        self.text = " ".join("".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._part(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._part(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def _part(self, tag: str) -> None:
-        """Words of different blocks do not run together."""
-        if tag not in ("bdi", "span"):
-            self.words.append(" ")
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def evaluate(folder: Path, class_names: tuple[str, ...], num_images: int, split: str = "test") -> Evaluation:
-    """An evaluation with every fourth prediction wrong, saved in `folder`."""
-    labels = torch.arange(num_images) % len(class_names)
-    predictions = torch.where(torch.arange(num_images) % 4 == 3, (labels + 1) % len(class_names), labels)
-    num_top = min(5, len(class_names))
-    evaluation = Evaluation(
-        split=split,
-        class_names=class_names,
-        files=tuple(f"shapes/{position}.png" for position in range(num_images)),
-        labels=labels,
-        top_classes=(predictions[:, None] + torch.arange(num_top)) % len(class_names),
-        top_probabilities=torch.linspace(0.9, 0.02, num_top).repeat(num_images, 1),
-        loss=0.6931,
-    )
-    pixels = torch.arange(num_images * 64, dtype=torch.int64).view(num_images, 1, 8, 8) % 256
-    evaluation.save(folder, StoredExamples(pixels.to(torch.uint8), labels, evaluation.files), {"data": "shapes"})
-    return evaluation
-
-
-def write_run(run: Path, class_names: tuple[str, ...] = ODD_NAMES, num_images: int = 12) -> Path:
-    """A finished run folder."""
-    run.mkdir()
-    evaluate(run / "evaluation-test", class_names, num_images)
-    recipe = Recipe().replace({"data.name": "shapes", "model.name": "lenet", "training.epochs": 3})
-    (run / "recipe.toml").write_text(recipe.to_toml())
-    environment = {"device": "cpu", "versions": {"torch": "2.9"}, "git": None, "command": ["candid", "a b"]}
-    (run / "environment.json").write_text(json.dumps(environment))
-    write_epochs(run, validation=True)
-    (run / "result.json").write_text(json.dumps(RESULT))
-    (run / "test_looks.jsonl").write_text(json.dumps(LOOK) + "\n")
-    return run
-
-
-def write_epochs(run: Path, validation: bool) -> None:
-    columns = ["epoch", "step", "learning_rate", "train_loss", "train_accuracy"]
-    columns += ["validation_loss", "validation_accuracy"]
-    with (run / "results.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        for epoch, accuracy in ((1, 0.6), (2, 0.8), (3, 0.7)):
-            measured = [1 - accuracy, accuracy] if validation else ["", ""]
-            table.writerow([epoch, 10 * epoch, 0.1 / epoch, 0.5 / epoch, 0.9, *measured])
-
-
-def write_result(run: Path, **changes: object) -> None:
-    (run / "result.json").write_text(json.dumps(RESULT | changes))
-
-
-def page_of(run: Path) -> Page:
-    """The page alone, without the PNG figures, which take as long again."""
-    record = read_run(run)
-    return Page(render_page(record, gather_pictures(record)))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +98,7 @@ def test_class_names_are_text_and_never_markup(page):
 
 def test_pictures_say_prediction_and_truth_with_colour_and_mark(page, finished):
     figures = page.all("figure")
-    evaluation = Evaluation.load(finished / "evaluation-test")
+    evaluation = load_evaluation(finished / "evaluation-test")
     right = [position % 4 != 3 for position in range(12)]
     assert [figure["class"] for figure in figures] == ["right" if r else "wrong" for r in right] + ["wrong"] * 3 + [
         "right"
@@ -391,18 +281,8 @@ def test_incomplete_evaluation_is_refused(run):
     )
 
 
-def test_large_thumbnails_become_jpegs(tmp_path):
-    path = tmp_path / "0.png"
-    noise = torch.randint(0, 256, (112, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    Image.fromarray(noise.numpy()).save(path)
-    data, tiny = Picture(path, "0", "cat", "cat", 0.5).as_data()
-    assert data.startswith("data:image/jpeg;base64,")
-    assert len(data) < path.stat().st_size
-    assert not tiny
-
-
 def test_most_confused_pairs_are_sorted_and_shared_by_truth(finished):
-    pairs = Evaluation.load(finished / "evaluation-test").confused_pairs()
+    pairs = load_evaluation(finished / "evaluation-test").confused_pairs()
     assert [(pair.truth, pair.prediction, pair.images, pair.share, pair.positions) for pair in pairs] == [
         ("<script>alert(1)</script>", "猫", 1, 0.25, (3,)),
         ("猫", "$\\frac", 1, 0.25, (7,)),
@@ -427,26 +307,3 @@ def test_classes_without_examples_come_last():
 def test_nested_environment_becomes_rows():
     nested = {"a": {"b": [1, True]}, "c": [{"d": None}, 2], "e": []}
     assert list(flatten(nested)) == [("a.b", "1, yes"), ("c.0.d", "–"), ("c.1", "2"), ("e", "")]
-
-
-def test_numbers_are_written_for_people():
-    assert [percent(share) for share in (0.873, 1.0, None, float("nan"))] == ["87.30 %", "100.00 %", "–", "–"]
-    assert [duration(seconds) for seconds in (45.4, 133.2, 11100)] == ["45 s", "2 min 13 s", "3 h 5 min"]
-    assert moment("yesterday") == "yesterday"
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "short"),
-    [
-        ("cat", 9, "cat"),
-        ("golden retriever", 9, "gold…ever"),
-        ("非常に長い名前", 9, "非常…名前"),
-        ("bell\x07\nand", 20, "bell��and"),
-    ],
-)
-def test_names_are_shortened_in_the_middle(name, width, short):
-    assert shorten(name, width) == short
-
-
-def test_characters_without_a_picture_are_replaced():
-    assert showable("a\ud800b") == "a�b"

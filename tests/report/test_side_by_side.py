@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call
-from test_report import Page, write_run
+from written_run import Page, write_run
 
 from candid.data.examples import StoredExamples
 from candid.errors import InputError
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation, save_evaluation
 from candid.models import count_parameters
 from candid.recipe import Recipe
-from candid.report.side_by_side import Duel, read_side_by_side
+from candid.report.side_by_side import read_side_by_side
 from candid.scores import Pairing
 
 CLASSES = ("circle", "cross", "<b>stripes")
@@ -23,13 +23,13 @@ def write_seed(run: Path, seed: int, wrong: tuple[int, ...]) -> Path:
     """A run of 12 pictures with a seed, which is wrong about some of them."""
     write_run(run, CLASSES)
     folder = run / "evaluation-test"
-    evaluation = Evaluation.load(folder)
+    evaluation = load_evaluation(folder)
     predictions = evaluation.labels.clone()
     predictions[list(wrong)] = (predictions[list(wrong)] + 1) % 3
     top = (predictions[:, None] + torch.arange(3)) % 3
     shutil.rmtree(folder)
     pictures = StoredExamples(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), evaluation.labels, evaluation.files)
-    replace(evaluation, top_classes=top).save(folder, pictures, {"data": "shapes"})
+    save_evaluation(replace(evaluation, top_classes=top), folder, pictures, {"data": "shapes"})
     recipe = Recipe.from_toml(run / "recipe.toml").replace({"seed": seed, "data.channels": 1, "data.image_size": 28})
     (run / "recipe.toml").write_text(recipe.to_toml())
     result = json.loads((run / "result.json").read_text()) | {"test_accuracy": 1 - len(wrong) / 12}
@@ -71,7 +71,29 @@ def test_another_recipe_has_a_spread_of_its_own(seeds: list[Path], tmp_path: Pat
 def test_two_runs_are_paired_on_the_same_pictures(seeds: list[Path]):
     duels = read_side_by_side(seeds).duels
     assert [(duel.first, duel.second) for duel in duels] == [("zero", "one"), ("zero", "two"), ("one", "two")]
-    assert duels[0] == Duel("zero", "one", Pairing(8, 1, 2, 1), ("shapes/3.png",), ("shapes/0.png", "shapes/1.png"))
+    assert duels[0].pairing == Pairing(8, 1, 2, 1)
+    assert duels[0].only_first == ("shapes/3.png",)
+    assert duels[0].only_second == ("shapes/0.png", "shapes/1.png")
+
+
+def test_what_only_one_got_right_is_shown_with_the_others_answer(seeds: list[Path]):
+    duel = read_side_by_side(seeds).duels[0]
+    [shown] = duel.shown_first
+    assert (shown.file, shown.truth, shown.prediction) == ("shapes/3.png", "circle", "cross")
+    assert [picture.file for picture in duel.shown_second] == ["shapes/0.png", "shapes/1.png"]
+    assert [(picture.truth, picture.prediction) for picture in duel.shown_second] == [
+        ("circle", "cross"),
+        ("cross", "<b>stripes"),
+    ]
+
+
+def test_the_surest_of_what_only_one_got_right_come_first(seeds: list[Path]):
+    """The order is that of the other run's confidence in its wrong answers."""
+    table = (seeds[0] / "evaluation-test" / "predictions.csv").read_text().splitlines()
+    row = next(number for number, line in enumerate(table) if line.startswith("shapes/1.png"))
+    table[row] = table[row].replace("0.900000", "0.950000")
+    (seeds[0] / "evaluation-test" / "predictions.csv").write_text("\n".join(table) + "\n")
+    assert read_side_by_side(seeds).duels[0].only_second == ("shapes/1.png", "shapes/0.png")
 
 
 def test_runs_on_other_pictures_are_not_paired(seeds: list[Path], tmp_path: Path):
@@ -106,8 +128,10 @@ def test_the_command_prints_numbers_and_writes_a_page(
     assert not page.all("script")
     assert not [tag for tag in page.all("b")]
     images = page.all("img")
-    assert len(images) == 4
-    assert all((image["src"] or "").startswith("data:image/svg+xml;base64,") and image["alt"] for image in images)
+    figures = [image for image in images if (image["src"] or "").startswith("data:image/svg+xml;base64,")]
+    pictures = [image for image in images if (image["src"] or "").startswith("data:image/png;base64,")]
+    assert (len(figures), len(pictures), len(images)) == (4, 8, 12)  # 1 + 2, 1 + 0 and 3 + 1 that one got right
+    assert all(image["alt"] for image in images)
 
 
 def test_the_page_replaces_itself_and_no_other_file(seeds: list[Path], here: Path, capsys: pytest.CaptureFixture[str]):

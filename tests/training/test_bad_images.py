@@ -14,7 +14,7 @@ from PIL import Image
 from candid.checkpoint import RunFolder
 from candid.data.doctor import diagnose
 from candid.data.folders import list_pictures
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation
 from candid.predict import load
 
 FAST = ("--model", "lenet-relu", "--epochs", "1", "--set", "data.image_size=28", "--tune", "off")
@@ -171,7 +171,7 @@ def test_skipping_goes_on_and_records_the_count(folder: Path, skipping: Path):
 
 def test_evaluation_scores_what_it_found_but_for_what_failed(folder: Path, skipping: Path):
     """And nothing is scored in the place of another."""
-    scored = Evaluation.load(skipping / "evaluation-test")
+    scored = load_evaluation(skipping / "evaluation-test")
     summary = json.loads((skipping / "evaluation-test" / "summary.json").read_text())
     failed = {sentence.split()[0] for sentence in summary["unreadable"]}
     found = {str(folder / "test" / file) for file in list_pictures(folder / "test")}

@@ -15,7 +15,7 @@ from candid.checkpoint import RunFolder
 from candid.data.catalog import open_data_set
 from candid.data.loading import open_training_data
 from candid.errors import CandidError, CheckpointError, DataError, InputError
-from candid.evaluation import Evaluation
+from candid.kept_evaluation import load_evaluation
 from candid.randomness import shuffled
 from candid.recipe import Recipe
 from candid.training import session as session_module
@@ -45,7 +45,7 @@ def test_a_run_leaves_what_the_design_promises(run: Path):
     rows = table(run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     result = json.loads((run / "result.json").read_text())
-    evaluation = Evaluation.load(run / "evaluation-test")
+    evaluation = load_evaluation(run / "evaluation-test")
     assert result["test_accuracy"] == evaluation.accuracy
     assert result["test_accuracy_interval"] == list(evaluation.accuracy_interval)
     assert result["test_images"] == evaluation.num_images
@@ -173,7 +173,7 @@ def test_without_a_test_split_the_result_says_so(tmp_path: Path):
         f"Validation accuracy {100 * accuracy:.2f} %; it chose the checkpoint, which flatters it."
     )
     assert not (out / "test_looks.jsonl").exists()
-    assert Evaluation.load(out / "evaluation-validation").accuracy == accuracy
+    assert load_evaluation(out / "evaluation-validation").accuracy == accuracy
 
 
 def test_training_on_everything_reports_the_last_epoch(tmp_path: Path):
