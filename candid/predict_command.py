@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from candid.camera_command import predict_camera
 from candid.errors import InputError
 from candid.printing import print_table
 from candid.video_command import EVERY, as_videos, predict_videos
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 SOURCES = (
     "Pictures, folders of them (searched recursively), zip files, patterns such as 'pictures/**/*.jpg', "
-    "http and https addresses, - for standard input; or video files."
+    "http and https addresses, - for standard input; or video files; or a camera, camera:0."
 )
 
 
@@ -53,12 +54,18 @@ def predict(
 ) -> None:
     """Name your pictures with a trained network; exit code 3 when a file is no picture."""
     from candid.annotating import NewFolder
+    from candid.camera import is_camera
     from candid.predict import load
     from candid.video import is_video
 
     predictor = load(run, device=device, fit=fit, precision=precision)
     _say_what_was_measured(predictor)
-    if any(is_video(source) for source in sources):
+    problems: list[str] = []
+    if any(map(is_camera, sources)):
+        if any(option is not None for option in (csv_file, annotated, explained, every)):
+            raise InputError("A camera is watched with --top, --json, --fit and --precision; leave other options out.")
+        predict_camera(predictor, sources, top, as_json)
+    elif any(is_video(source) for source in sources):
         if explained is not None:
             raise InputError("--explain is for pictures; leave it out with videos.")
         videos = as_videos(sources)

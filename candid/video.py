@@ -96,7 +96,7 @@ def name_frames(predictor: Predictor, path: Path, every: int, top: int = 5) -> G
 
 def read_frames(path: Path, every: int = 1) -> Generator[Frame]:
     """Frames 0, n, 2n, ... and all broken ones, one at a time in memory."""
-    av = _import_av()
+    av = import_av()
     number = -1
     broken: set[float] = set()
     with _open(path) as file, _open_container(av, file, path) as container:
@@ -113,7 +113,7 @@ def read_frames(path: Path, every: int = 1) -> Generator[Frame]:
                 broken.add(seconds)
                 yield Frame(number, seconds, None)
             elif number % every == 0:
-                yield Frame(number, seconds, _upright(part))
+                yield Frame(number, seconds, upright(part))
 
 
 def find_spans(frames: Iterable[NamedFrame]) -> list[Span]:
@@ -135,7 +135,7 @@ def find_spans(frames: Iterable[NamedFrame]) -> list[Span]:
 
 def write_annotated(path: Path, labels: Mapping[int, str], target: BinaryIO) -> None:
     """Write an MP4, without sound, of all whole frames, each with the last of the labels, by number, below it."""
-    av = _import_av()
+    av = import_av()
     label, stream, ticks, width = "", None, -1, 0
     with av.open(target, "w", format="mp4") as container:
         for frame in read_frames(path):
@@ -167,7 +167,7 @@ def _add_stream(av: Any, container: Any, image: Image.Image) -> Any:
 
 
 def _name(predictor: Predictor, path: Path, frames: list[Frame], top: int) -> Iterator[NamedFrame]:
-    squares = [_square(predictor, frame.pixels) for frame in frames if frame.pixels is not None]
+    squares = [square(predictor, frame.pixels) for frame in frames if frame.pixels is not None]
     ranked = iter(predictor.rank(torch.stack(squares), top) if squares else [])
     for frame in frames:
         if frame.pixels is None:
@@ -181,7 +181,7 @@ def _name(predictor: Predictor, path: Path, frames: list[Frame], top: int) -> It
             )
 
 
-def _square(predictor: Predictor, pixels: np.ndarray) -> Tensor:
+def square(predictor: Predictor, pixels: np.ndarray) -> Tensor:
     """As the decoder and the preprocessing make it of a picture with these pixels."""
     channels = predictor.preprocessing.channels
     values = np.array(Image.fromarray(pixels).convert("L")) if channels == 1 else pixels
@@ -234,17 +234,18 @@ def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _upright(frame: Any) -> np.ndarray:
+def upright(frame: Any) -> np.ndarray:
     """RGB, uint8 [H, W, 3], turned as the camera was held."""
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """PyAV, which says nothing by itself; InputError where it is not installed."""
     try:
         av = importlib.import_module("av")
     except ImportError:
         raise InputError(
-            "Videos are read by PyAV, which is not installed; expected it. "
+            "Videos and cameras are read by PyAV, which is not installed; expected it. "
             "Install it with: pip install candid-vision[video]"
         ) from None
     av.logging.set_level(None)  # what is broken is said once, by us

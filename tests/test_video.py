@@ -281,6 +281,6 @@ def test_without_the_extra_it_is_said_what_to_install(capsys, here: Path, run: P
     code, out, err = call(capsys, "predict", run, "film.mov")
     assert (code, out) == (2, "")
     assert err == (
-        "Videos are read by PyAV, which is not installed; expected it. "
+        "Videos and cameras are read by PyAV, which is not installed; expected it. "
         "Install it with: pip install candid-vision[video]\n"
     )
