@@ -6,12 +6,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "candid"
 FLOW = [  # a module imports only from the left of itself
-    "errors", "words", "randomness", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes", "recipe_parts",
-    "recipe", "recipes", "device", "out_of_memory", "data", "models", "explaining", "weights", "tensor_files",
-    "checkpoint", "scores", "views", "evaluation", "calibration", "comparison", "training", "audit", "report",
-    "predict", "annotating", "video", "importing", "workflow", "model_tables", "recipe_tables", "printing",
-    "plan_command", "audit_command", "compare_command", "video_command", "predict_command", "doctor_command", "cli",
-    "__main__",
+    "errors", "words", "randomness", "scratch", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes",
+    "recipe_parts", "recipe", "recipes", "device", "out_of_memory", "data", "models", "explaining", "weights",
+    "tensor_files", "checkpoint", "scores", "views", "evaluation", "kept_evaluation", "calibration", "comparison",
+    "training", "audit", "report", "predict", "annotating", "video", "camera", "importing", "workflow",
+    "model_tables", "recipe_tables", "printing", "plan_command", "audit_command", "compare_command",
+    "camera_command", "video_command", "predict_command", "doctor_command", "cli", "__main__",
 ]  # fmt: skip
 DATA_FLOW = [
     "download", "examples", "files", "png", "deep_grey", "decoding", "formats", "fashion_mnist_mini", "hashing",
