@@ -15,11 +15,11 @@ from benchmarks.measuring import describe_machine
 from candid.audit import Suspect, audit
 from candid.data.catalog import open_data_set
 from candid.data.examples import StoredExamples
-from candid.recipes import choose_recipe
+from candid.recipe import Recipe
 from candid.training.progress import Reporter
 from candid.words import duration, percent
 
-DATA, RECIPE, EPOCHS, FOLDS = "fashion-mnist", "speed/fashion-mnist", 3, 4
+DATA, MODEL, EPOCHS, FOLDS = "fashion-mnist", "lenet-relu", 5, 4
 SHARE, PRECISION, RECALL = 0.05, 0.7, 0.7
 
 
@@ -30,9 +30,9 @@ def main() -> None:
     assert isinstance(examples, StoredExamples)
     labels, is_planted = plant(examples.labels, len(data_set.class_names), SHARE)
     planted = replace(data_set, openers={"train": lambda: replace(examples, labels=labels)})
-    recipe = choose_recipe(RECIPE, DATA).replace({"training.epochs": EPOCHS})
+    recipe = Recipe().replace({"data.name": DATA, "model.name": MODEL, "training.epochs": EPOCHS})
     print(
-        f"{int(is_planted.sum()):,} of {len(labels):,} labels of {DATA} changed at random; {RECIPE}, {EPOCHS} epochs, "
+        f"{int(is_planted.sum()):,} of {len(labels):,} labels of {DATA} changed at random; {MODEL}, {EPOCHS} epochs, "
         f"{FOLDS} folds\n{describe_machine()}",
         flush=True,
     )

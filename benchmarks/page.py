@@ -143,6 +143,16 @@ its bar of 0.25 does not always hold.
 """,
     ),
     Section(
+        "benchmarks.audit",
+        "Wrong labels",
+        """
+Labels of Fashion-MNIST's training pictures that were changed at random to another class, and how many of them `candid
+audit` finds. The suspects are taken from the top of its list for as long as the share of changed ones among them stays
+above the wanted precision; true mistakes of the data set count as false alarms here.
+""",
+        is_long=True,
+    ),
+    Section(
         "benchmarks.memory",
         "The memory plan",
         """

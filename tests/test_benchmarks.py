@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import checkpointing, folder, prediction, scaling, speed, timm_epoch, training, zoo
+from benchmarks import audit, checkpointing, folder, prediction, scaling, speed, timm_epoch, training, zoo
 from benchmarks.measuring import fastest
 from benchmarks.scaling import Panel, Point
 from benchmarks.training import Work
 from benchmarks.usual_networks import USUAL
+from candid.audit import Suspect
 from candid.models import count_parameters
 from candid.recipe import Recipe
 from candid.zoo import read_entries
@@ -170,3 +172,18 @@ def test_prediction(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert re.fullmatch(r"  \d+\.\d\dx; bar 1\.8x", lines[4])
     assert re.fullmatch(r"  candid +\d+\.\d\d s", lines[7])
     assert re.fullmatch(r"  \d+\.\d\dx the time; bar 1\.3x", lines[8])
+
+
+def test_labels_are_planted_in_other_classes():
+    labels = torch.arange(1000) % 10
+    changed, is_planted = audit.plant(labels, num_classes=10, share=0.05)
+    assert int(is_planted.sum()) == 50
+    assert torch.equal(changed != labels, is_planted)
+    assert 0 <= int(changed.min()) <= int(changed.max()) <= 9
+
+
+def test_suspects_count_as_long_as_enough_of_them_are_planted():
+    is_planted = torch.tensor([True, True, False, True, False, False, False, True, False, False])
+    suspects = [Suspect(position, "", "", "", 0.0, 1.0) for position in range(10)]
+    assert audit.measure(suspects, is_planted) == (0.75, 0.75, 4)  # of the first five, 60 % are
+    assert audit.measure(suspects[4:7], is_planted) == (0.0, 0.0, 0)
