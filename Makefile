@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench bench-long tables long
+.PHONY: train test lint bench bench-long tables lessons long
 
 train: $(VENV)/ready
 	$(BIN)/candid train
@@ -25,6 +25,9 @@ bench-long: $(VENV)/ready
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.recipes
+
+lessons: $(VENV)/ready
+	$(BIN)/python -m lessons.pages
 
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long -rP

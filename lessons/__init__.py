@@ -1,0 +1,1 @@
+"""Lessons about the networks that candid has, each a program that can be read: `make lessons` turns them into pages."""
