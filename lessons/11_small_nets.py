@@ -357,7 +357,8 @@ for name in names:
     axes.plot(millions[name], milliseconds[name], "o", color="tab:orange" if name in SMALL_NETS else "tab:blue")
     place = (millions[name], milliseconds[name])
     side, offset = ("left", 6) if name in ("densenet121", "resnet50") else ("right", -6)  # else labels would meet
-    axes.annotate(name, place, xytext=(offset, 3), textcoords="offset points", ha=side, fontsize=8)
+    up = -10 if name == "densenet121" else 3
+    axes.annotate(name, place, xytext=(offset, up), textcoords="offset points", ha=side, fontsize=8)
 ends = [min(millions.values()), max(millions.values())]
 slope = milliseconds["resnet18"] / millions["resnet18"]
 axes.plot(ends, [slope * end for end in ends], ":", color="tab:gray")
