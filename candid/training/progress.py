@@ -37,7 +37,7 @@ class Reporter:
     @classmethod
     def silent(cls) -> "Reporter":
         """One that nobody hears."""
-        return cls(Console(file=io.StringIO()))
+        return cls(Console(file=io.StringIO(), force_jupyter=False))  # else a notebook shows it, whatever the file
 
     def say(self, text: str) -> None:
         """Print one line."""
