@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import PurePath
 from typing import Any, cast
 
 from candid import words
@@ -29,11 +28,10 @@ LONGEST_OPEN_TABLE = 40
 
 def render_page(record: RunRecord, pictures: Pictures) -> str:
     """The HTML of the report."""
-    data_set = PurePath(record.recipe.data.name).name  # of a folder, only its own name
     environment = {key: value for key, value in record.environment.items() if key != "command"}
     return render(
         "page.html.jinja",
-        title=" on ".join(filter(None, (record.recipe.model.name, data_set))) or record.name,
+        title=" on ".join(filter(None, (record.recipe.model.name, record.data_set))) or record.name,
         run=record,
         headline=write_headline(record),
         facts=list(state_facts(record)),
@@ -53,7 +51,7 @@ def state_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     score = find_score(record)
     facts = {
         "Network": record.recipe.model.name,
-        "Data set": record.recipe.data.name,
+        "Data set": record.data_set,
         "Split": score.split if score else "",
         "Checkpoint": _checkpoint(record),
         "Last checkpoint": _told(result.last_test_accuracy, lambda share: f"{words.percent(share)} on the test split"),

@@ -4,7 +4,7 @@ import csv
 import shlex
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
@@ -128,6 +128,11 @@ class RunRecord:
     """Folder of them, `<position>.png`."""
     pictures: Path
     """Folder of the evaluation's thumbnails, `<position>.png`."""
+
+    @property
+    def data_set(self) -> str:
+        """Its name; of a folder, only its own."""
+        return PurePath(self.recipe.data.name).name
 
     @property
     def was_imported(self) -> bool:
