@@ -83,8 +83,8 @@ def test_the_zoo_is_timed_in_batches_that_a_machine_bears(monkeypatch: pytest.Mo
     monkeypatch.undo()
     works = {entry.name: zoo.choose_work(entry) for entry in read_entries() if entry.image_size == 32}
     assert works["resnet20-cifar"] == (128, 3)
-    assert works["resnet18-cifar"] == (64, 1)
-    assert works["densenet-bc-190-40"] == (8, 1)
+    assert works["resnet18-cifar"] == (32, 1)
+    assert works["densenet-bc-190-40"] == (4, 1)
 
 
 def test_an_epoch_of_timm(capsys: pytest.CaptureFixture[str]):
