@@ -25,7 +25,8 @@ def watch(predictor: Predictor, source: str, top: int = 5) -> Generator[Predicti
     """What the network says of each picture of a camera, as soon as it is there, until the camera is gone.
 
     Raises:
-        InputError: if there is no such camera, or PyAV is not installed.
+        DataError: if there is no such camera, or it cannot be opened.
+        InputError: if PyAV is not installed, or cameras cannot be read on this system.
     """
     av = import_av()
     with _open(av, source) as camera:
