@@ -207,13 +207,16 @@ def load(
     fit: str | None = None,
     precision: float | None = None,
 ) -> Predictor:
-    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out.
+    """The network of a run, whose `predict` names pictures: its best checkpoint, or the latest if none was chosen.
 
-    `fit` (crop, pad or squash) is how pictures are made square, where not as in training. With `precision`, such as
-    0.95, its answer is "unknown" where so many of the answers would not be right, by the validation split.
+    Probabilities are in [0, 1], calibrated on the validation split where there is one (Guo et al. 2017,
+    arXiv:1706.04599). `which` is best or latest, `device` auto, cpu, cuda or cuda:1. `fit` (crop, pad or squash) is how
+    pictures are made square, where not as in training. With `precision`, such as 0.95, its answer is "unknown" where so
+    many of the answers would not be right, by the validation split.
 
     Raises:
-        InputError: if the run was not calibrated, or there is no threshold for that precision.
+        InputError: if there is no such run or device, or no threshold for that precision.
+        CheckpointError: if the run has no checkpoint yet, or it is damaged.
     """
     checkpoint = RunFolder.open(Path(run)).load(which)
     calibration = Calibration.load(Path(run), checkpoint.name)
