@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from candid.audit_command import audit
-from candid.compare_command import compare, describe
+from candid.compare_command import compare
 from candid.doctor_command import doctor
 from candid.errors import CandidError, CheckpointError, InputError
 from candid.model_tables import network_as_dict, show_network, show_networks, show_paper
 from candid.plan_command import Allow, Assignments, Data, Memory, Model, RecipeName, RecipeOption, allows_bf16, plan
 from candid.predict_command import predict
 from candid.printing import print_table, show, terminal_width
-from candid.words import interval, percent
 from candid.zoo import read_entries
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _tell_of(runs: Sequence[Path]) -> None:
     if len(runs) > 1:
         from candid.report.side_by_side import read_side_by_side
 
-        for sentence in describe(read_side_by_side(runs)):
+        for sentence in read_side_by_side(runs).sentences():
             typer.echo(sentence)
     for run in runs:
         typer.echo(f"Report: {run / 'report.html'}")
@@ -173,18 +172,9 @@ def evaluate(
     evaluation = evaluate_run(
         run, split, views=views, data=data, bad_images=bad_images, data_dir=data_dir, device=device
     )
-    top5 = "" if evaluation.top5_accuracy is None else f", top-5 {percent(evaluation.top5_accuracy)}"
-    typer.echo(
-        f"{split.capitalize()} accuracy {percent(evaluation.accuracy)}{views.text()} (95 % interval "
-        f"{interval(evaluation.accuracy_interval)}, {evaluation.num_images:,} pictures){top5}, "
-        f"loss {evaluation.loss:.4f}, balanced accuracy {percent(evaluation.balanced_accuracy)}, calibration error "
-        f"{100 * evaluation.calibration_error:.1f} points"
-    )
-    rows = [
-        (scores.class_name, f"{scores.images:,}", *map(percent, (scores.recall, scores.precision, scores.f1)))
-        for scores in evaluation.per_class()
-    ]
-    print_table(("class", "pictures", "accuracy", "precision", "F1"), rows)
+    typer.echo(evaluation.text(views.text()))
+    headings, *rows = evaluation.class_rows()
+    print_table(headings, rows)
     calibration = Calibration.load(run) if split == "validation" and data is None and views == PLAIN else None
     if calibration is not None:
         typer.echo(calibration.text())

@@ -1,16 +1,12 @@
 """`candid compare`: several runs side by side, or whether two are equal to the last bit."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from candid.errors import InputError
 from candid.printing import print_table
-from candid.words import count, duration, interval, p_value, percent
-
-if TYPE_CHECKING:
-    from candid.report.side_by_side import Contender, SideBySide
 
 
 def compare(
@@ -27,26 +23,11 @@ def compare(
     from candid.workflow import compare as compare_runs
 
     found = compare_runs(runs, out)
-    headings = ("run", "network", "split", "accuracy", "95 % interval", "parameters", "training")
-    print_table(headings, [_row(contender) for contender in found.contenders])
-    for sentence in describe(found):
+    headings, *rows = found.rows()
+    print_table(headings, rows)
+    for sentence in found.sentences():
         typer.echo(sentence)
     typer.echo(f"Page: {out}")
-
-
-def describe(found: "SideBySide") -> list[str]:
-    """The spread over seeds and each two runs on the same pictures, a sentence each."""
-    sentences = [
-        f"{count(len(spread.labels), 'run')} that differ in the seed alone ({', '.join(spread.labels)}): "
-        f"{percent(spread.mean)} on the {spread.split} split, standard deviation {100 * spread.deviation:.2f} points."
-        for spread in found.spreads
-    ]
-    return sentences + [
-        f"{duel.first} and {duel.second}: of {count(duel.pairing.images, 'picture')}, {duel.pairing.only_first:,} only "
-        f"the first got right, {duel.pairing.only_second:,} only the second; McNemar's test gives "
-        f"{p_value(duel.pairing.p_value)}."
-        for duel in found.duels
-    ]
 
 
 def compare_exactly(runs: list[Path]) -> None:
@@ -68,16 +49,3 @@ def compare_exactly(runs: list[Path]) -> None:
     where += [f"checkpoints from {found.different_checkpoints[0]} on"] if found.different_checkpoints else []
     typer.echo(f"The runs differ: {', '.join(where)}.")
     raise typer.Exit(1)
-
-
-def _row(contender: "Contender") -> tuple[str, ...]:
-    score, seconds = contender.score, contender.train_seconds
-    return (
-        contender.label,
-        contender.record.recipe.model.name,
-        score.split if score else "–",
-        percent(score.accuracy if score else None),
-        interval(score.interval) if score and score.interval else "–",
-        f"{contender.parameters:,}" if contender.parameters else "–",
-        duration(seconds) if seconds else "–",
-    )

@@ -19,6 +19,7 @@ from candid.data.examples import Examples
 from candid.data.loading import EvaluationBatches
 from candid.errors import InputError
 from candid.explaining import explain, overlay
+from candid.notebook import heat_map, paragraphs, table
 from candid.randomness import generator_for
 from candid.scores import (
     Bin,
@@ -32,12 +33,15 @@ from candid.scores import (
     wilson_interval,
 )
 from candid.views import PLAIN, Views, prepare
+from candid.words import interval, percent
 
 NUM_TOP = 5
 NUM_GRID_PICTURES = 64
 NUM_MISTAKES_SHOWN = 24
 NUM_HITS_SHOWN = 16
 NUM_PAIRS, NUM_PAIR_PICTURES = 10, 4
+MOST_CLASSES_MAPPED = 20
+"""For more, a notebook gets no map of the confusion."""
 EXPLAINED_AT_ONCE = 8
 """Pictures, which leaves memory where the training needed it."""
 
@@ -186,6 +190,32 @@ class Evaluation:
         """Positions of all pictures that a report shows."""
         of_pairs = (position for pair in self.confused_pairs() for position in pair.positions)
         return sorted({*self.grid(), *self.most_confident_mistakes(), *self.least_certain_hits(), *of_pairs})
+
+    def text(self, how: str = "") -> str:
+        """The headline figures in a sentence; `how` is what is said of the way to measure, as in `Views.text`."""
+        top5 = "" if self.top5_accuracy is None else f", top-5 {percent(self.top5_accuracy)}"
+        return (
+            f"{self.split.capitalize()} accuracy {percent(self.accuracy)}{how} (95 % interval "
+            f"{interval(self.accuracy_interval)}, {self.num_images:,} pictures){top5}, "
+            f"loss {self.loss:.4f}, balanced accuracy {percent(self.balanced_accuracy)}, calibration error "
+            f"{100 * self.calibration_error:.1f} points"
+        )
+
+    def class_rows(self) -> list[tuple[str, ...]]:
+        """The scores of each class as cells of a table, the headings first."""
+        rows: list[tuple[str, ...]] = [("class", "pictures", "accuracy", "precision", "F1")]
+        for scores in self.per_class():
+            shares = map(percent, (scores.recall, scores.precision, scores.f1))
+            rows.append((scores.class_name, f"{scores.images:,}", *shares))
+        return rows
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline figures, the classes, and, of few, which is taken for which."""
+        shown = paragraphs([f"{self.text()}."]) + table(self.class_rows(), numbers=range(1, 5))
+        if len(self.class_names) <= MOST_CLASSES_MAPPED:
+            shown += paragraphs(["What the pictures of each class were taken for:"])
+            shown += heat_map(self.class_names, self.confusion.tolist())
+        return shown
 
     def summary(self) -> dict[str, object]:
         """The headline figures, ready for JSON."""

@@ -22,6 +22,7 @@ from candid.device import choose_device
 from candid.errors import InputError
 from candid.evaluation import rank_classes
 from candid.explaining import explain
+from candid.notebook import paragraphs, table
 from candid.views import prepare
 from candid.words import percent
 
@@ -73,6 +74,26 @@ class Prediction:
         return {"file": self.file, "answer": self.answer, "classes": classes, **times}
 
 
+class Predictions(list[Prediction]):
+    """Predictions in the order of their pictures; a notebook shows them as a table."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Those of pictures as cells of a table, the headings first; the answer where one may be unknown."""
+        named = [prediction for prediction in self if not prediction.problem]
+        has_unknown = any(prediction.threshold for prediction in named)
+        ranks = range(1, 1 + max((len(prediction.classes) for prediction in named), default=0))
+        rows: list[tuple[str, ...]] = [("picture", *["answer"] * has_unknown, *(f"{rank}." for rank in ranks))]
+        for prediction in named:
+            pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+            cells = (f"{name} {percent(probability)}" for name, probability in pairs)
+            rows.append((Path(prediction.file).name, *[prediction.answer] * has_unknown, *cells))
+        return rows
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, and what went wrong."""
+        return table(self.rows()) + paragraphs(prediction.problem for prediction in self if prediction.problem)
+
+
 class Predictor:
     """A network ready to name pictures, with the preprocessing it was measured with."""
 
@@ -107,9 +128,16 @@ class Predictor:
         index = self.checkpoint.class_names.index(class_name)
         return explain(self._network, inputs, torch.tensor([index], device=self._device))[0].cpu()
 
-    def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> list[Prediction]:
-        """One Prediction for each picture among `sources`, as `find_pictures` reads them, in order."""
-        return list(self.stream(find_pictures([sources] if isinstance(sources, str | Path) else sources), top))
+    def predict(self, sources: str | Path | Iterable[str | Path], top: int = 5) -> Predictions:
+        """One Prediction for each picture among `sources`, in order, with its `top` best classes.
+
+        Sources are files, folders, patterns, zip files, addresses and "-", as `find_pictures` reads them. A file that
+        is no picture is no error: its Prediction says what the problem is.
+
+        Raises:
+            DataError: if a source does not exist or holds no pictures.
+        """
+        return Predictions(self.stream(find_pictures([sources] if isinstance(sources, str | Path) else sources), top))
 
     def stream(self, pictures: Sequence[Picture], top: int = 5, *, keep: bool = False) -> Generator[Prediction]:
         """One Prediction for each picture, in order, while the next are made; in memory are a few batches at most.
@@ -179,13 +207,16 @@ def load(
     fit: str | None = None,
     precision: float | None = None,
 ) -> Predictor:
-    """The network of a run, ready to predict: its best checkpoint, or the latest when nothing was held out.
+    """The network of a run, whose `predict` names pictures: its best checkpoint, or the latest if none was chosen.
 
-    `fit` (crop, pad or squash) is how pictures are made square, where not as in training. With `precision`, such as
-    0.95, its answer is "unknown" where so many of the answers would not be right, by the validation split.
+    Probabilities are in [0, 1], calibrated on the validation split where there is one (Guo et al. 2017,
+    arXiv:1706.04599). `which` is best or latest, `device` auto, cpu, cuda or cuda:1. `fit` (crop, pad or squash) is how
+    pictures are made square, where not as in training. With `precision`, such as 0.95, its answer is "unknown" where so
+    many of the answers would not be right, by the validation split.
 
     Raises:
-        InputError: if the run was not calibrated, or there is no threshold for that precision.
+        InputError: if there is no such run or device, or no threshold for that precision.
+        CheckpointError: if the run has no checkpoint yet, or it is damaged.
     """
     checkpoint = RunFolder.open(Path(run)).load(which)
     calibration = Calibration.load(Path(run), checkpoint.name)

@@ -15,7 +15,7 @@ from candid.camera_command import predict_camera
 from candid.errors import InputError
 from candid.printing import print_table
 from candid.video_command import EVERY, as_videos, predict_videos
-from candid.words import count, milliseconds, percent
+from candid.words import count, milliseconds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,7 +113,7 @@ def _predict_pictures(
         for _ in predictions:
             pass
     else:
-        _print_predictions(predictions, num_ranks)
+        _print_predictions(predictions)
     return problems
 
 
@@ -159,26 +159,19 @@ def _print_json(predictions: Iterable["Prediction"]) -> Iterator["Prediction"]:
         yield prediction
 
 
-def _print_predictions(predictions: Iterable["Prediction"], num_ranks: int) -> None:
+def _print_predictions(predictions: Iterable["Prediction"]) -> None:
     """A table, and how long it took."""
+    from candid.predict import Predictions
+
     begun_at_s = time.perf_counter()
-    named = [prediction for prediction in predictions if not prediction.problem]
+    named = Predictions(prediction for prediction in predictions if not prediction.problem)
     if not named:
         return
     elapsed_s = time.perf_counter() - begun_at_s
-    has_unknown = any(prediction.threshold for prediction in named)
-    rows = [
-        (Path(prediction.file).name, *[prediction.answer] * has_unknown, *_ranked_cells(prediction))
-        for prediction in named
-    ]
-    print_table(("picture", *["answer"] * has_unknown, *(f"{rank}." for rank in range(1, num_ranks + 1))), rows)
+    headings, *rows = named.rows()
+    print_table(headings, rows)
     decode_ms, network_ms = fmean(p.decode_ms for p in named), fmean(p.network_ms for p in named)
     typer.echo(
         f"{count(len(named), 'picture')} in {elapsed_s:,.1f} s: {milliseconds(decode_ms)} each to read and decode, "
         f"{milliseconds(network_ms)} in the network"
     )
-
-
-def _ranked_cells(prediction: "Prediction") -> list[str]:
-    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    return [f"{name} {percent(probability)}" for name, probability in pairs]

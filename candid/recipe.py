@@ -22,7 +22,15 @@ class RecipeError(InputError):
 
 
 class Recipe(Part):
-    """All that decides a training run."""
+    """All that decides a training run: frozen parts of keys, each with its unit beside it in `candid.recipe_parts`.
+
+    `Recipe()` has every key's default. `replace`, `override` (as `--set` does), `from_mapping` and `from_toml` give
+    another recipe, and report all problems of one together.
+
+    Raises:
+        InputError: from these four, if a key is unknown, or a value or a file cannot be used. `Recipe(...)` itself
+            raises pydantic's ValidationError.
+    """
 
     name: str = ""
     """The shipped recipe that this one began as, if any."""

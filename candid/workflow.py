@@ -54,6 +54,7 @@ def train(
     `resume`, the run in `out` goes on by its own recipe, or by `recipe`, which may differ in the keys `allowed`.
     Where `limits.memory` is given, a new run chooses settings that fit it, bf16 only if `allow_bf16`. What else is
     open it measures: `tune` is off, quick (at most 20 s and 3 % of the run) or full (torch.compile too, some minutes).
+    `data_dir` is where data sets lie, else $CANDID_DATA and the usual places; `device` is auto, cpu, cuda or cuda:1.
 
     Raises:
         InputError: if the recipe, the device or `out` cannot be used. Nothing has been written then.
@@ -99,10 +100,13 @@ def train_seeds(
 def plan(
     recipe: Recipe | None = None, *, allow_bf16: bool = False, data_dir: Path | None = None, device: str = "auto"
 ) -> Plan:
-    """How a recipe fits its `limits.memory`, or the machine's memory; nothing is trained.
+    """How a recipe fits its `limits.memory`, or the machine's memory, in bytes and seconds a step; nothing is trained.
+
+    `recipe`, `allow_bf16`, `data_dir` and `device` are as in `train`.
 
     Raises:
-        InputError: if it does not, or the recipe cannot be used.
+        InputError: if it does not, or the recipe or the device cannot be used.
+        DataError: if the pictures cannot be used.
     """
     wanted, resolved, data_set, chosen_device = _prepare_plan(recipe, data_dir, device)
     return make_plan(wanted, resolved, data_set, chosen_device, allow_bf16=allow_bf16)
@@ -137,8 +141,11 @@ def _is_restarted(out: str | Path | None) -> bool:
 def compare(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> SideBySide:
     """Put two or more runs side by side and write the page `out`.
 
+    Accuracies are in [0, 1]. Two runs on the same pictures are told apart by McNemar's exact test (1947).
+
     Raises:
-        InputError: if one of them is no run, or another file lies at `out`.
+        InputError: if one of them is no run, there are fewer than two, or another file lies at `out`.
+        CheckpointError: if nothing of a run can be shown yet, or what it holds is damaged.
     """
     found = read_side_by_side(list(map(Path, runs)))
     write_comparison(Path(out), found)
@@ -193,17 +200,18 @@ def evaluate(
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """What the run's checkpoint predicts for a split of its data set, or of another with the same classes.
+    """What the run's checkpoint predicts for a split of its data set, or of other `data` with the same classes.
 
     Several `views` of each picture are another way to measure, which gives another number. On the run's own validation
     split, probabilities are calibrated (see `candid.calibration`). The evaluation is kept in the run folder (see
     `evaluation_folder`). A look at the run's own test split is recorded. `bad_images` is as in the recipe, which
-    decides where it is None: what is scored and what is skipped are together what was found.
+    decides where it is None: what is scored and what is skipped are together what was found. `data_dir` and `device`
+    are as in `train`. Shares are in [0, 1], the loss is in nats, and intervals are of 95 % (Wilson 1927).
 
     Raises:
-        InputError: if there is no such run, split or data set.
-        DataError: if the pictures cannot be used, or their classes are not those of the network.
-        CheckpointError: if the checkpoint is damaged.
+        InputError: if there is no such run, split, data set or device, or its classes are not those of the network.
+        DataError: if the pictures cannot be used.
+        CheckpointError: if the run has no checkpoint yet, or it is damaged.
     """
     folder = RunFolder.open(Path(run))
     chosen_device = choose_device(device)
@@ -246,7 +254,12 @@ def evaluation_folder(run: Path, split: str, data: str | None = None, views: Vie
 
 
 def report(run: str | Path) -> Path:
-    """Write the run's page anew; its path."""
+    """Write the run's page anew, `report.html` with its figures in the run folder; its path.
+
+    Raises:
+        InputError: if there is no such run, or nothing was measured of imported weights.
+        CheckpointError: if the run has nothing to show yet, or what it holds is damaged.
+    """
     folder = RunFolder.open(Path(run))
     if not any(folder.path.glob("evaluation-*/summary.json")):
         _refuse_imported(

@@ -7,6 +7,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "candid"
 FLOW = [  # a module imports only from the left of itself
     "errors", "words", "randomness", "scratch", "durable", "locking", "manifest", "zoo", "paper_tables", "sizes",
+    "notebook",
     "recipe_parts", "recipe", "recipes", "device", "out_of_memory", "data", "models", "explaining", "weights",
     "tensor_files", "checkpoint", "scores", "views", "evaluation", "kept_evaluation", "calibration", "comparison",
     "training", "audit", "report", "predict", "annotating", "video", "camera", "importing", "workflow",

@@ -164,7 +164,10 @@ ALIASES = {  # timm's names for the networks that it took over from torchvision
 
 
 def list_models() -> list[str]:
-    """All names, family by family; aliases are accepted but not listed."""
+    """All names that `build_model` takes, family by family; aliases are accepted but not listed.
+
+    Each network's paper, and where it departs from it, stand at the head of its family's file and in docs/models.md.
+    """
     return list(REGISTRY)
 
 
@@ -209,13 +212,15 @@ def build_model(
     dropout: float | None = None,
     memory: Memory = "auto",
 ) -> nn.Module:
-    """A freshly initialised network: images [N, in_channels, image_size, image_size] to logits.
+    """A freshly initialised network: images [N, in_channels, image_size, image_size] to logits [N, num_classes].
 
-    The weights are drawn from torch's global generator: seed it before. `in_channels` is 1 (grey) or
-    3 (RGB). `image_size` in px; None is the size that the network was designed for. `dropout` is the
-    probability with which a value is dropped, wherever the paper has dropout; None is the paper's, 0 turns it off.
+    `name` is one of `list_models` or an alias. The weights are drawn from torch's global generator: seed it before.
+    `in_channels` is 1 (grey) or 3 (RGB). `image_size` in px; None is the size that the network was designed for.
+    `dropout` is the probability with which a value is dropped, wherever the paper has dropout; None is the paper's, 0
+    turns it off.
     `memory` is what the blocks of a DenseNet keep for the way back (see `Memory`); other networks have no such choice.
-    In training, a network with auxiliary classifiers gives `SupervisedLogits`; in evaluation all give logits.
+    In training, a network with auxiliary classifiers gives `SupervisedLogits`; in evaluation all give logits. The paper
+    that the network is from stands at the head of its family's file.
 
     Raises:
         InputError: if the name is unknown or the network cannot be built like this.

@@ -13,11 +13,13 @@ import torch
 from candid.checkpoint import build_network
 from candid.errors import CandidError, InputError
 from candid.evaluation import Evaluation
+from candid.notebook import figure, paragraphs, table
 from candid.recipe import Recipe
 from candid.report.headline import Score, find_score
 from candid.report.pictures import Picture, gather
 from candid.report.reading import RunRecord, read_run
 from candid.scores import Pairing, pair
+from candid.words import count, duration, interval, p_value, percent
 
 INDIFFERENT = (
     ("training", "memory_format"),
@@ -45,6 +47,19 @@ class Contender:
     def train_seconds(self) -> float | None:
         """How long it trained."""
         return self.record.result.train_seconds if self.record.result else None
+
+    def cells(self) -> tuple[str, ...]:
+        """Its row of the table."""
+        score = self.score
+        return (
+            self.label,
+            self.record.recipe.model.name,
+            score.split if score else "–",
+            percent(score.accuracy if score else None),
+            interval(score.interval) if score and score.interval else "–",
+            f"{self.parameters:,}" if self.parameters else "–",
+            duration(self.train_seconds) if self.train_seconds else "–",
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,33 @@ class SideBySide:
     contenders: tuple[Contender, ...]
     spreads: tuple[Spread, ...]
     duels: tuple[Duel, ...]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The runs as cells of a table, the headings first."""
+        headings = ("run", "network", "split", "accuracy", "95 % interval", "parameters", "training")
+        return [headings, *(contender.cells() for contender in self.contenders)]
+
+    def sentences(self) -> list[str]:
+        """The spread over seeds and each two runs on the same pictures, a sentence each."""
+        spreads = [
+            f"{count(len(spread.labels), 'run')} that differ in the seed alone ({', '.join(spread.labels)}): "
+            f"{percent(spread.mean)} on the {spread.split} split, standard deviation {100 * spread.deviation:.2f} "
+            "points."
+            for spread in self.spreads
+        ]
+        return spreads + [
+            f"{duel.first} and {duel.second}: of {count(duel.pairing.images, 'picture')}, "
+            f"{duel.pairing.only_first:,} only the first got right, {duel.pairing.only_second:,} only the second; "
+            f"McNemar's test gives {p_value(duel.pairing.p_value)}."
+            for duel in self.duels
+        ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, the sentences, and the figures of the page."""
+        from candid.report.comparison_page import draw_figures  # which imports this module
+
+        figures = (figure(drawing.light, drawing.alt) for drawing in draw_figures(self.contenders))
+        return table(self.rows(), numbers=(3, 4, 5, 6)) + paragraphs(self.sentences()) + "".join(figures)
 
 
 def read_side_by_side(runs: Sequence[Path]) -> SideBySide:

@@ -16,6 +16,7 @@ from candid.data.examples import DataSet
 from candid.device import machine_memory
 from candid.errors import InputError
 from candid.models import find_variant
+from candid.notebook import paragraphs, table
 from candid.recipe import Recipe
 from candid.sizes import parse_size, reading, size
 from candid.training.memory import PARTS, Prediction, Predictor
@@ -26,6 +27,8 @@ SMALLEST_MICRO_BATCH = 2
 BUDGETS = {f"{gib} GiB": gib * 2**30 for gib in (1, 2, 4, 8, 16, 24)}
 SHOWN_BATCHES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MOST_BATCH = 4096
+NUMBERS = (6, 7)
+"""Columns of the plan's table that stand to the right."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,26 @@ class Plan:
 
     def text(self) -> str:
         """The table, the parts of the chosen option, and what it means."""
-        budget = reading(self.given) if self.given else f"This machine's memory is {size(self.limit)}"
+        budget, *meaning = self._sentences()
+        return "\n".join([budget, *aligned(self._rows(), NUMBERS), *meaning])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same."""
+        budget, *meaning = self._sentences()
+        return paragraphs([budget]) + table(self._rows(), NUMBERS) + paragraphs(meaning)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The options as cells of a table, the headings first."""
         headings = ("", "keeps", "micro-batch", "pictures", "precision", "evaluates", "memory", "a step")
-        rows = [(">" if option is self.chosen else "", *option.cells()) for option in self.options]
+        return [headings, *((">" if option is self.chosen else "", *option.cells()) for option in self.options)]
+
+    def _sentences(self) -> list[str]:
+        """What is said of the budget, and then of the chosen option."""
+        budget = reading(self.given) if self.given else f"This machine's memory is {size(self.limit)}"
         parts = self.chosen.prediction.parts
         shares = ", ".join(f"{name} {size(parts[name])}" for name in PARTS if name in parts)
-        lines = [f"{budget}.", *aligned([headings, *rows], numbers=(6, 7))]
-        lines.append(f"The fullest moment is {self.chosen.prediction.phase}: {shares}.")
-        return "\n".join([*lines, *([self.advice] if self.advice else [])])
+        fullest = f"The fullest moment is {self.chosen.prediction.phase}: {shares}."
+        return [f"{budget}.", fullest, *([self.advice] if self.advice else [])]
 
 
 @dataclass(frozen=True)
