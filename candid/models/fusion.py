@@ -61,10 +61,13 @@ def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of a convolution and of the normalisation that alone reads its maps, each called once."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return []
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception:  # a tracer stumbles over whatever it cannot follow, in as many ways
         return []
+    finally:
+        tracer.root = nn.Module()  # it refers to itself, and would keep the network until garbage is collected
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     pairs: list[tuple[str, str]] = []

@@ -1,11 +1,14 @@
 """Folding normalisation into convolutions changes nothing but the time."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from test_registry import LARGE, MARKED, built, random_images
 from torch import Tensor, nn
 
-from candid.models import find_variant, list_models
+from candid.models import build_model, find_variant, list_models
 from candid.models.fusion import fuse_norms
 from candid.training.recomputation import recompute_segments
 
@@ -70,6 +73,18 @@ def test_what_is_not_changed_is_shared():
     assert fused.head is model.head
     assert fused.stem[0].weight is not model.stem[0].weight
     assert fused.stem[1].running_mean is model.stem[1].running_mean
+
+
+def test_a_folded_network_is_gone_with_its_last_name():
+    model = build_model("lenet-bn", num_classes=10, in_channels=1).eval()
+    gone = weakref.ref(model)
+    gc.disable()  # memory is planned for networks that do not wait for it
+    try:
+        fuse_norms(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_network_that_recomputes_is_folded_too():
