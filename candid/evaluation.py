@@ -5,7 +5,6 @@ a machine's short formats do. Sums and counts are added up over examples and div
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import PIL
@@ -42,8 +41,6 @@ NUM_HITS_SHOWN = 16
 NUM_PAIRS, NUM_PAIR_PICTURES = 10, 4
 MOST_CLASSES_MAPPED = 20
 """For more, a notebook gets no map of the confusion."""
-EXPLAINED_AT_ONCE = 8
-"""Pictures, which leaves memory where the training needed it."""
 
 
 @dataclass(frozen=True)
@@ -313,14 +310,18 @@ def explain_mistakes(
     positions = evaluation.most_confident_mistakes()
     if not positions:
         return {}
-    model, preprocessing = restore_network(checkpoint).to(device), checkpoint.preprocessing
-    classes = evaluation.top_classes[positions, 0].to(device).split(EXPLAINED_AT_ONCE)
-    batches = EvaluationBatches(examples.select(torch.tensor(positions)), preprocessing, device, EXPLAINED_AT_ONCE)
-    pictures: list[Tensor] = []
-    with suppress(InputError):
-        for (inputs, _), predicted in zip(batches, classes, strict=True):
-            pictures += map(overlay, preprocessing.as_pixels(inputs), explain(model, inputs, predicted).cpu())
-    return dict(zip(positions, pictures, strict=False))
+    model, preprocessing = restore_network(checkpoint).to(device).requires_grad_(False), checkpoint.preprocessing
+    # One at a time: a graph of several pictures may take more memory than the training did.
+    batches = EvaluationBatches(examples.select(torch.tensor(positions)), preprocessing, device, 1)
+    explained: dict[int, Tensor] = {}
+    for position, (inputs, _) in zip(positions, batches, strict=True):
+        try:
+            [heat] = explain(model, inputs, evaluation.top_classes[position, :1].to(device)).cpu()
+        except InputError:
+            return {}
+        [pixels] = preprocessing.as_pixels(inputs)
+        explained[position] = overlay(pixels, heat)
+    return explained
 
 
 def open_batches(

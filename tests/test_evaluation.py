@@ -9,6 +9,7 @@ import torch
 import torchmetrics.functional.classification as theirs
 from PIL import Image
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from candid.checkpoint import RunFolder, restore_network
 from candid.data.catalog import open_data_set
@@ -176,7 +177,11 @@ def test_what_spoke_for_mistakes_is_grad_cam_over_what_the_network_saw(run: Path
     examples = open_data_set(checkpoint.recipe.data.name).openers["test"]()
     evaluation = evaluate_checkpoint(checkpoint, examples, "test", torch.device("cpu"))
     evaluation = replace(evaluation, labels=(evaluation.labels + 1) % 3)  # whatever it says is a mistake now
+    at_once: set[int] = set()
+    watch = register_module_forward_pre_hook(lambda _, inputs: at_once.add(len(inputs[0])))
     explained = explain_mistakes(evaluation, checkpoint, examples, torch.device("cpu"))
+    watch.remove()
+    assert at_once == {1}  # the memory plan does not know how many mistakes there will be
     assert list(explained) == evaluation.most_confident_mistakes()
     position = list(explained)[-1]
     pixels = decode_file(Path(checkpoint.recipe.data.name) / evaluation.files[position], 3)
