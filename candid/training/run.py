@@ -69,6 +69,7 @@ def train_run(
         if warning := look_quickly(data_set):
             speaker.say(warning)
         wanted, recipe = recipe, resolve_recipe(recipe, data_set, chosen_device)
+        start = load_start(recipe, len(data_set.class_names))  # weights that are missing are missed at once
         plan = None
         if recipe.limits.memory:
             return_freed_memory()
@@ -88,7 +89,6 @@ def train_run(
         if tuning is not None and len(tuning.timings) > 1:
             speaker.say(tuning.text())
         predicted = None if plan is None else plan.predict_trying([recipe, *_tried(tuning)])
-        start = load_start(recipe, len(data_set.class_names))
         use_settings(recipe, chosen_device)
         environment = describe_environment(recipe, chosen_device, data.train, ranks.number) | {
             "weights_sha256": _sha256(start),
