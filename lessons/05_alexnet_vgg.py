@@ -316,7 +316,7 @@ def likeness(kernels: Tensor) -> float:
 
 
 print(f"correlation of neighbours: {likeness(before):.2f} before, {likeness(after):.2f} after")
-assert likeness(after) > likeness(before)
+assert QUICK or likeness(after) > likeness(before)
 
 # %%
 figure, axes = plt.subplots(2, 1, figsize=(6.4, 2.7), layout="constrained")

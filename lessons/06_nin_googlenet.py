@@ -88,7 +88,7 @@ layers = summarize("nin-notes").layers
 for layer in layers:
     if layer.kind.startswith(("conv", "max pool", "average")):
         print(f"{layer.kind:<15}{' x '.join(map(str, layer.output)):<15}{layer.parameters:9,} parameters")
-widest = [layer.output for layer in layers if "1x1" not in layer.kind and layer.kind.startswith(("conv", "max pool"))]
+widest = [layer.output for layer in layers if layer.kind != "conv 1x1" and layer.kind.startswith(("conv", "max pool"))]
 assert [shape[1] for shape in widest] == [54, 26, 26, 12, 12, 5, 5]
 
 # %% [markdown] lang="en"
