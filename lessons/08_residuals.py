@@ -14,7 +14,7 @@
 # %% [markdown] lang="zh"
 # # 08 残差
 #
-# 学完本课，你将能够
+# 学完本课，你将能够：
 #
 # - 说明普通网络变深之后为什么学不动，
 # - 写出一个残差块，并说出捷径在反向传播中的作用，
@@ -72,8 +72,8 @@ with torch.no_grad():
 # %% [markdown] lang="zh"
 # ## 捷径在反向传播中的作用
 #
-# $F(x) + x$ 的梯度是 $F$ 的梯度加上梯度本身。无论支路里发生什么，梯度都能传到。下面是有捷径和没有捷径的两串块，
-# 都不带归一化，比较的是输入处梯度的大小。
+# $F(x) + x$ 的梯度是 $F$ 的梯度加上梯度本身。无论支路里发生什么，梯度都传得过去。下面把块连成两条链，一条有捷径，
+# 一条没有，都不带归一化，然后比较输入处梯度的大小。
 
 
 # %%
@@ -235,8 +235,8 @@ assert halved < 0.5 * right
 #
 # ### 练习 1
 #
-# 用于 32 像素图像的 ResNet 有三个阶段，每个阶段 $n$ 个块。为什么它的深度是 $6 n + 2$？
-# ResNet-20、56 和 110 各对应哪个 $n$？
+# 用于 32 像素图像的 ResNet 有三个阶段，每个阶段 $n$ 个块。为什么它的深度是 $6 n + 2$？ResNet-20、56 和 110 各对应哪个
+# $n$？
 
 # %% tags=["solution"]
 for name in ("resnet20-cifar", "resnet56-cifar", "resnet110-cifar"):
@@ -257,14 +257,18 @@ for name in ("resnet20-cifar", "resnet56-cifar", "resnet110-cifar"):
 # 从训练好的网络中去掉一个块。ResNet 会怎样，没有捷径的网络又会怎样？
 
 # %% tags=["solution"]
-batch = next(iter(batches.epoch(0)))
+batch, lost = next(iter(batches.epoch(0))), {}
+labels = batch.targets.argmax(dim=1)
 for has_shortcuts, name in names.items():
     network = build(has_shortcuts)
     train(network, epochs=1)
     blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
     with torch.no_grad():
-        before = (network.eval()(batch.inputs).argmax(dim=1) == batch.targets.argmax(dim=1)).double().mean()
+        whole = network.eval()(batch.inputs)
         blocks[1].forward = lambda x: x  # a block of the first stage; shapes stay
-        after = (network(batch.inputs).argmax(dim=1) == batch.targets.argmax(dim=1)).double().mean()
+        shortened = network(batch.inputs)
+    before, after = ((logits.argmax(dim=1) == labels).double().mean().item() for logits in (whole, shortened))
     print(f"{name:<22} {before:.2f} of a batch right, {after:.2f} without a block")
-    assert 0 <= after <= 1
+    assert not torch.equal(whole, shortened)
+    lost[name] = before - after
+assert QUICK or lost["ResNet-20"] < lost["without its shortcuts"]
