@@ -25,6 +25,7 @@ bench-long: $(VENV)/ready
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.recipes
+	$(BIN)/python -m benchmarks.commands
 
 lessons: $(VENV)/ready
 	$(BIN)/python -m lessons.pages
