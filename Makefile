@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench bench-long tables lessons long
+.PHONY: train test lint bench bench-long tables lessons docs long
 
 train: $(VENV)/ready
 	$(BIN)/candid train
@@ -29,6 +29,9 @@ tables: $(VENV)/ready
 
 lessons: $(VENV)/ready
 	$(BIN)/python -m lessons.pages
+
+docs: $(VENV)/ready
+	$(BIN)/python -m zensical build --clean --strict
 
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long -rP
