@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench bench-long tables lessons long
+.PHONY: train test lint bench bench-long tables lessons docs long
 
 train: $(VENV)/ready
 	$(BIN)/candid train
@@ -25,9 +25,13 @@ bench-long: $(VENV)/ready
 tables: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.recipes
+	$(BIN)/python -m benchmarks.commands
 
 lessons: $(VENV)/ready
 	$(BIN)/python -m lessons.pages
+
+docs: $(VENV)/ready
+	$(BIN)/python -m zensical build --clean --strict
 
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long -rP

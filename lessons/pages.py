@@ -138,7 +138,7 @@ def write_page(name: str, lesson: NotebookNode, language: str, took_s: float = 0
     cells: list[NotebookNode] = []
     for cell in notebook.cells:
         is_solution = "solution" in cell.metadata.get("tags", [])
-        opening = new_markdown_cell(f"<details><summary>{words.solution}</summary>")
+        opening = new_markdown_cell(f'<details markdown="1"><summary>{words.solution}</summary>')
         cells += [opening, cell, new_markdown_cell("</details>")] if is_solution else [cell]
     measured = words.measured.format(took=duration(took_s), machine=describe_machine())
     cells.insert(1, new_markdown_cell(f"> {measured}\n\n{elsewhere}"))

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from documents import Block, find_blocks, patched
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -18,25 +19,14 @@ BY_HAND = {"candid/models/toy.py", "candid/models/__init__.py", "tests/models/te
 GENERATED = {"candid/models/table.csv", "docs/models.md"}
 
 
-def blocks(heading: str) -> list[tuple[str, str, str]]:
-    """Of each code block of a section: the text before it, its language and its content."""
-    section = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"(.*?)```(\w*)\n(.*?)```\n", section, flags=re.DOTALL)
+def blocks(heading: str) -> list[Block]:
+    """The blocks of a section."""
+    return find_blocks(TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0])
 
 
 def place_of(before: str) -> str:
     """The file that the text before a block names last."""
     return re.findall(r"`([\w/]+\.py)`", before)[-1]
-
-
-def patched(source: str, diff: str) -> str:
-    """The source with each hunk's lines put where its other lines are, once."""
-    for hunk in diff.split("@@\n"):
-        lines = hunk.splitlines(keepends=True)
-        before = "".join(line[1:] for line in lines if line[0] == " ")
-        assert source.count(before) == 1, f"the lines are not there, or not once:\n{before}"
-        source = source.replace(before, "".join(line[1:] for line in lines))
-    return source
 
 
 def files_of(tree: Path) -> set[str]:

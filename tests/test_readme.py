@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import typer.main
 from conftest import draw, make_pictures
+from documents import find_blocks, run_command
 
-from candid.cli import app, main
+from candid.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [block.content for block in find_blocks(README) if block.language == language]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pictures(folder / "pictures", per_class=10)
     draw("cross", 99, side=60).save(folder / "holiday.jpg")
     return folder
-
-
-def run_command(command: str) -> None:
-    program, *arguments = command.split()
-    assert program == "candid"
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert not left.value.code, command
 
 
 def test_its_commands_run_in_their_order(
