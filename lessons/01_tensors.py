@@ -16,7 +16,7 @@
 # %% [markdown] lang="zh"
 # # 01 张量
 #
-# 这门课里的一切都是张量：图像、权重、损失和梯度。学完本课，你将能够
+# 这门课里的一切都是张量：图像、权重、损失和梯度。学完本课，你将能够：
 #
 # - 创建张量并选择数据类型，
 # - 判断一个张量和一个 NumPy 数组何时共享内存，
@@ -60,7 +60,7 @@ for tensor in (
 # Random numbers come from a generator. The same seed gives the same numbers, so that a result can be repeated.
 
 # %% [markdown] lang="zh"
-# 随机数由生成器产生。种子相同，得到的数就相同，结果因此可以重现。
+# 随机数由生成器产生。随机种子相同，得到的数就相同，结果因此可以重现。
 
 # %%
 first = torch.randn(3, generator=torch.Generator().manual_seed(0))
@@ -104,8 +104,8 @@ assert shared.tolist() == [1, 1, 1]
 assert copied.tolist() == [0, 0, 0]
 
 # %% [markdown] lang="en"
-# NumPy's numbers are `float64` unless one says otherwise, those of torch's layers are `float32`. Layers do not mix
-# them.
+# NumPy's floating-point numbers are `float64` unless one says otherwise, those of torch's layers are `float32`. Layers
+# do not mix them.
 
 # %% [markdown] lang="zh"
 # NumPy 的浮点数默认是 `float64`，而 torch 各层的参数是 `float32`。层不会替你把两者混在一起计算。
@@ -129,7 +129,7 @@ print(tuple(layer(shared.float()).shape))
 # ## 视图
 #
 # 内存是长长的一排数，形状只说明怎样沿着它走。因此 `view`、`.T`、`permute` 和切片都不复制数据就给出新张量：
-# 它们是视图。`reshape` 能用视图时就用视图，不能时才复制，例如在 `.T` 之后，因为那时数必须换一种次序排列。
+# 它们是视图。`reshape` 能用视图时就用视图，不能时才复制，例如在 `.T` 之后，因为那时数必须换一种顺序排列。
 
 # %%
 numbers = torch.arange(6)
@@ -150,7 +150,7 @@ assert table.data_ptr() == numbers.data_ptr() == table.T.data_ptr() != flat.data
 # %% [markdown] lang="zh"
 # ## 图像：N、C、H、W
 #
-# 一批图像有四个维度：N 幅图像，C 个通道（灰度图为 1，红绿蓝三色图为 3），H 行，W 列。Fashion-MNIST
+# 一批图像有四个维度：N 张图像，C 个通道（灰度图为 1，红绿蓝三色图为 3），H 行，W 列。Fashion-MNIST
 # 是十类服饰的灰度图像，大小为 28 x 28 像素。
 
 # %%
@@ -173,7 +173,7 @@ plt.show()
 # keep the order of the numbers and tear the pictures apart.
 
 # %% [markdown] lang="zh"
-# Matplotlib 和 Pillow 把通道放在最后，即 [H, W, C]。`permute` 改变维度的次序；`view` 则保持数的次序，会把图像打乱。
+# Matplotlib 和 Pillow 把通道放在最后，即 [H, W, C]。`permute` 改变维度的顺序；`view` 则保持数的顺序，会把图像打散。
 
 # %%
 rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
@@ -255,7 +255,7 @@ assert len(numbers.chunk(6)) == 5  # parts of two are enough
 # ShuffleNet sends one half of the channels past its convolutions.
 
 # %% [markdown] lang="zh"
-# 网络沿通道（维度 1）使用这两种操作：DenseNet 在这里把各层的特征图连接起来，ShuffleNet 让一半的通道绕过它的卷积。
+# 网络沿通道（维度 1）使用这两种操作：DenseNet 在这里把各层的特征图拼接起来，ShuffleNet 让一半的通道绕过它的卷积。
 
 # %%
 maps = torch.zeros(8, 64, 14, 14)  # [N, C, H, W]
@@ -272,7 +272,7 @@ print(tuple(left.shape), tuple(torch.cat([maps, left, right], dim=1).shape), tup
 # %% [markdown] lang="zh"
 # ## 设备
 #
-# 张量住在某个设备上：处理器（`cpu`）、显卡（`cuda`，苹果电脑上是 `mps`），或者只记形状、不存数的 `meta`。`.to`
+# 张量位于某个设备上：处理器（`cpu`）、显卡（`cuda`，苹果电脑上是 `mps`），或者只记形状、不存数的 `meta`。`.to`
 # 把张量复制到另一个设备；如果它已经在那里，就直接返回它自己。一次运算只能在一个设备上进行。
 
 # %%
@@ -380,8 +380,8 @@ assert errors[torch.float32].min() > 1e-7
 # %% [markdown] lang="zh"
 # ## 沿梯度下山
 #
-# `backward` 会把新梯度加到 `.grad` 里已有的值上，这样可以把一个批量分成几份来累加。谁忘了清空它，
-# 谁走的就是至今所有梯度之和。
+# `backward` 会把新梯度加到 `.grad` 里已有的值上，因此可以把一个批量分成几份，再把各份的梯度累加起来。如果忘了清空它，
+# 每一步走的就是至今所有梯度之和。
 
 # %%
 for _ in range(2):
@@ -423,7 +423,7 @@ plt.show()
 # %% [markdown] lang="zh"
 # ## 手算两层网络
 #
-# 经过多层时，链式法则从损失一路往回走到最前面的权重。下面每一行都是前向计算的一步，只是倒过来读：与权重相乘，
+# 网络有多层时，链式法则从损失一直往回走到最前面的权重。下面每一行都是前向传播的一步，只是倒过来读：与权重相乘，
 # 变成与权重的转置相乘；而 ReLU 让值通过的地方，也让梯度通过。
 
 # %%
@@ -456,8 +456,8 @@ assert torch.allclose(to_second, second.grad, atol=1e-6)
 #
 # ### 练习 1
 #
-# `photographs` 是一个 NumPy 数组，存有两幅彩色图像，通道在最后，类型为 `uint8`。请由它得到一个形状为 [N, C, H,
-# W]、取值从 0 到 1 的 `float32` 张量，并且不与数组共享内存。
+# `photographs` 是一个 NumPy 数组，存有两张彩色图像，通道在最后，类型为 `uint8`。请由它得到一个形状为 [N, C, H, W]、
+# 取值从 0 到 1 的 `float32` 张量，并且不与数组共享内存。
 
 # %%
 photographs = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
@@ -480,8 +480,8 @@ assert batch.max() > 0.9
 # %% [markdown] lang="zh"
 # ### 练习 2
 #
-# 有 10 幅图像的损失，按每批 4 幅来处理。各批均值的均值并不是全部图像的均值，因为最后一批只有两幅。
-# 请逐批求出正确的均值。准确率也常常被这样错误地平均。
+# 有 10 张图像的损失，每批处理 4 张。各批均值的均值并不是全部图像的均值，因为最后一批只有两张。请逐批求出正确的均值。
+# 对准确率取平均时，也常犯同样的错误。
 
 # %%
 picture_losses = torch.tensor([0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2, 3.0, 5.0])

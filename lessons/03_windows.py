@@ -17,13 +17,13 @@
 # %% [markdown] lang="zh"
 # # 03 填充、步幅、通道与汇聚
 #
-# 窗口有大小，按步移动，也可以从图像之外开始。学完本课，你将能够
+# 窗口有大小，按步移动，也可以从图像之外开始。学完本课，你将能够：
 #
 # - 不运行就说出一层输出的边长，
 # - 说明填充和步幅有什么用，以及不留意时各会出什么错，
 # - 由通道数算出一层的权重数和乘法次数，
 # - 使用最大汇聚和平均汇聚，并说出梯度流向哪里，
-# - 数出一个值看到了图像的哪一部分，并把它测量出来。
+# - 算出一个值看到了图像的哪一部分，并把它测量出来。
 #
 # 论文：Krizhevsky、Sutskever 和 Hinton 2012，*ImageNet Classification with Deep Convolutional Neural Networks*；
 # 何恺明等 2015，*Deep Residual Learning for Image Recognition*，arXiv:1512.03385；Luo 等 2017，*Understanding the
@@ -81,7 +81,7 @@ print(cases, "cases, all equal")
 # %% [markdown] lang="zh"
 # ## LeNet、AlexNet 和 ResNet 的窗口
 #
-# 钩子是每次前向计算之后由层调用的函数。下面的钩子按图像经过的次序，记下一个网络有哪些窗口。
+# 钩子是每次前向传播之后由层调用的函数。下面的钩子按图像经过的顺序，记下一个网络有哪些窗口。
 
 
 # %%
@@ -160,8 +160,9 @@ assert unseen == [first.side - 1]
 # %% [markdown] lang="zh"
 # ## 填充
 #
-# 没有填充时，3 x 3 的核在每条边上去掉一个像素，网络一深，图像就用完了。取 $p = (k - 1) / 2$，边长保持不变。
-# 但填充的是图像里没有的零：在边界附近，核看到的与内部不同。用九个数的平均值就能看出差别有多大。
+# 没有填充时，3 x 3 的卷积核在每条边上去掉一个像素，网络一深，图像就用完了。取 $p = (k - 1) / 2$，边长保持不变。
+# 但填充用的是零，而真实的图像里并没有这样一圈零：在边界附近，卷积核看到的与内部不同。
+# 用九个数的均值就能看出差别有多大。
 
 # %%
 averaged = scratch.avg_pool2d(torch.ones(1, 1, 5, 5), 3, padding=1, stride=1)[0, 0]
@@ -239,7 +240,7 @@ assert share_of_parameters < 0.1 < 0.9 < share_of_work
 # %% [markdown] lang="zh"
 # ## 汇聚
 #
-# 汇聚（也叫池化）有窗口而没有权重：它对每个通道分别取窗口中的最大值或平均值。
+# 汇聚（也叫池化）有窗口而没有权重：它对每个通道分别取窗口中的最大值或均值。
 
 # %%
 table = torch.tensor([[1.0, 2, 5, 6], [3, 4, 7, 8], [0, 0, 1, 0], [0, 9, 0, 0]]).requires_grad_()
@@ -255,7 +256,7 @@ for pool in (scratch.max_pool2d, scratch.avg_pool2d):
 # Padding of a maximum must not be zeros: below 0 they would win. Both torch and `scratch` take $-\infty$.
 
 # %% [markdown] lang="zh"
-# 平均值的梯度平均分给窗口里的所有像素。最大值的梯度只流向胜者，其余像素从这幅图像里什么也学不到。
+# 均值的梯度平均分给窗口里的所有像素。最大值的梯度只流向胜者，其余像素从这张图像里什么也学不到。
 #
 # 最大汇聚不能用零来填充：当值都小于 0 时，零就会胜出。torch 和 `scratch` 都用 $-\infty$。
 
@@ -272,8 +273,8 @@ assert torch.equal(right, functional.max_pool2d(negative, 3, padding=1, stride=2
 # their values.
 
 # %% [markdown] lang="zh"
-# 汇聚有什么用？它把特征图变小，并使其中的值不那么依赖于东西的确切位置。下面让所有测试图像移动一个像素。
-# 打印的数说明缩小后的图变化了多少，以其数值的大小为尺度。
+# 汇聚有什么用？它把特征图变小，并使其中的值不那么依赖于东西的确切位置。下面让所有测试图像移动一个像素。打印出的数，
+# 是缩小后的特征图的变化量与其数值大小之比。
 
 # %%
 pictures = data_set.openers["test"]().images.float() / 255
@@ -298,9 +299,9 @@ assert changes["mean of 2 x 2"] < changes["maximum of 2 x 2"] < changes["every s
 # $$r \leftarrow r + (k - 1)\, j \qquad j \leftarrow j\, s$$
 
 # %% [markdown] lang="zh"
-# ## 数出感受野
+# ## 算出感受野
 #
-# 一个值的感受野，是图像中能够改变它的那一部分。逐层去数只需要两个数：感受野 $r$，以及相邻两个值所看到的区域之间的距离
+# 一个值的感受野，是图像中能够改变它的那一部分。逐层推算只需要两个数：感受野 $r$，以及相邻两个值所看到的区域之间的距离
 # $j$（像素）。
 #
 # $$r \leftarrow r + (k - 1)\, j \qquad j \leftarrow j\, s$$
@@ -379,7 +380,7 @@ for name, windows in networks.items():
 
 # %% [markdown] lang="zh"
 # 大多数路径来自中间：感受野边缘的像素只有一条。Luo 等人在训练好的网络里发现了同样的现象，
-# 并把真正起作用的部分称为有效感受野。它比数出来的小得多。
+# 并把真正起作用的部分称为有效感受野。它比算出来的小得多。
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")

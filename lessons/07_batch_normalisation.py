@@ -14,7 +14,7 @@
 # %% [markdown] lang="zh"
 # # 07 批量归一化
 #
-# 学完本课，你将能够
+# 学完本课，你将能够：
 #
 # - 手写批量归一化，既用于特征也用于特征图，
 # - 说出评估时有什么不同，以及为什么，
@@ -53,12 +53,12 @@ CPU = torch.device("cpu")
 # %% [markdown] lang="zh"
 # ## 均值为 0，方差为 1
 #
-# 每个通道先减去它在这一批上的均值，再除以标准差。$\gamma$ 和 $\beta$ 是学出来的，如果归一化有害，
-# 这一层可以用它们抵消掉：
+# 每个通道先减去它在这一批上的均值，再除以标准差。$\gamma$ 和 $\beta$ 是学出来的，如果归一化反而有害，
+# 这一层可以用它们把归一化抵消掉：
 #
 # $$y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta$$
 #
-# 对特征 [N, C]，均值取遍 N。对特征图 [N, C, H, W]，均值取遍 N、H 和 W，因为卷积对所有位置一视同仁。
+# 对特征 [N, C]，均值沿 N 计算。对特征图 [N, C, H, W]，均值沿 N、H 和 W 计算，因为卷积对所有位置一视同仁。
 
 # %%
 torch.manual_seed(0)
@@ -78,10 +78,10 @@ assert torch.allclose(normal, scratch.BatchNorm(4)(maps), atol=1e-5)
 # mean and variance while it trains, each new batch with a share of a tenth, and goes by them afterwards.
 
 # %% [markdown] lang="zh"
-# ## 评估时没有批
+# ## 评估时没有批量
 #
-# 评估时，一张图像的答案不能取决于旁边的图像。所以这一层在训练时保存均值和方差的滑动平均，
-# 每个新批占十分之一，之后就以它们为准。
+# 评估时，一张图像的答案不能取决于同批的其他图像。所以这一层在训练时保存均值和方差的滑动平均，每个新批量占十分之一；
+# 训练之后就以它们为准。
 
 # %%
 layer, seen = scratch.BatchNorm(1), []
@@ -113,7 +113,7 @@ print(f"training: {beside.item():.3f} beside others")
 # ## 缺陷：统计量只是普通属性
 #
 # 笔记里自己写的层把滑动平均存成普通属性。它们不在 `state_dict` 里，也不会随模块移到 GPU 上。
-# 谁把权重保存下来再加载，得到的层，其滑动平均还是最初的值。用 `register_buffer` 就能改正。
+# 如果把权重保存下来再加载，得到的那一层的滑动平均仍是最初的值。用 `register_buffer` 就能改正。
 
 
 # %%
@@ -146,9 +146,9 @@ for kind in (Forgetful, scratch.BatchNorm):
 # %% [markdown] lang="zh"
 # ## 在 LeNet 中
 #
-# LeNet 使用 sigmoid，它的斜率最多四分之一，离 0 远的地方几乎为零。梯度在反向传播中逐渐消失。
-# 在每个 sigmoid 之前做归一化，可以让数值停留在有斜率的地方。两个网络以同样的次序看到同样的批；
-# 下面是它们的损失，以及第一个卷积处梯度的大小。
+# LeNet 使用 sigmoid，它的斜率最多四分之一，离 0 远的地方几乎为零。梯度在反向传播中逐渐消失。在每个 sigmoid
+# 之前做归一化，可以让数值停留在有斜率的地方。两个网络按同样的顺序看到同样的批量；下面是它们的损失，
+# 以及第一个卷积处梯度的大小。
 
 # %%
 recipe = Recipe().replace({"data.name": "fashion-mnist-mini", "data.image_size": 28, "data.channels": 1})
@@ -230,7 +230,7 @@ assert torch.allclose(10 * tenth, slope, rtol=1e-2, atol=1e-3)
 # %% [markdown] lang="zh"
 # ### 练习 2
 #
-# 在评估模式下，卷积之后的归一化只是固定的缩放和平移。请把它并入卷积的核和偏置，使两层变成一层。
+# 在评估模式下，卷积之后的归一化只是固定的缩放和平移。请把它并入卷积核和偏置，使两层变成一层。
 
 # %% tags=["solution"]
 kernels, norm = torch.randn(4, 3, 3, 3), scratch.BatchNorm(4)

@@ -14,8 +14,7 @@
 # 学完本课，你能说清稠密块计算什么、为什么用拼接，能手工数出它的通道数和参数量，
 # 还能解释 DenseNet 的增长率、瓶颈和压缩。
 #
-# 论文：Huang、Liu、van der Maaten 和 Weinberger，2017，
-# arXiv:1608.06993。
+# 论文：Huang、Liu、van der Maaten 和 Weinberger，2017，arXiv:1608.06993。
 #
 # 用时：连同练习约 40 分钟。
 
@@ -123,11 +122,11 @@ assert difference < 1e-10  # float64 leaves only rounding
 # the side. `densenet-notes` is a network of four blocks of four layers, with $k = 32$ and $\theta = 0.5$.
 
 # %% [markdown] lang="zh"
-# ## 数通道数
+# ## 计算通道数
 #
-# $n$ 层的稠密块把 $C$ 个通道变成 $C + n k$ 个。两个稠密块之间是过渡层：批量归一化、ReLU、
-# 一个只保留比例 $\theta$ 的通道的 1x1 卷积，以及一个把边长减半的 2x2 平均汇聚。
-# `densenet-notes` 是一个有四个稠密块的网络，每块四层，$k = 32$，$\theta = 0.5$。
+# $n$ 层的稠密块把 $C$ 个通道变成 $C + n k$ 个。两个稠密块之间是过渡层：批量归一化、ReLU、一个按比例 $\theta$
+# 保留通道的 1x1 卷积，以及一个把边长减半的 2x2 平均汇聚。`densenet-notes` 是一个有四个稠密块的网络，
+# 每块四层，$k = 32$，$\theta = 0.5$。
 
 
 # %%
@@ -182,9 +181,9 @@ plt.show()
 # %% [markdown] lang="zh"
 # ## 瓶颈
 #
-# 稠密块靠后的层要读很多特征图，却只产生 $k$ 张。要读 $m$ 张特征图时，3x3 卷积有 $9 m k$ 个权重。
-# DenseNet-B 先用 1x1 卷积把特征图减到 $4 k$ 张，这需要 $4 m k$ 个权重，随后的 3x3 卷积再需要 $36 k^2$ 个。
-# 只要 $m$ 大于 $7.2 k$，这样就更省。
+# 稠密块靠后的层要读很多特征图，却只产生 $k$ 张。要读 $m$ 张特征图时，3x3 卷积有 $9 m k$ 个权重。DenseNet-B 先用 1x1
+# 卷积把特征图减到 $4 k$ 张，这需要 $4 m k$ 个权重，随后的 3x3 卷积再需要 $36 k^2$ 个。只要 $m$ 大于 $7.2 k$，
+# 这样就更省。
 
 # %%
 k = 12
@@ -233,9 +232,9 @@ for theta in (1.0, 0.5):
 # %% [markdown] lang="zh"
 # ## 论文中各网络的参数量
 #
-# 现在可以手工数出整个网络的参数量了。卷积没有偏置；每个归一化层每个通道有两个数；最后的线性层有偏置。
-# 输入为 32 像素的图像时，开头只是一个 3x3 卷积。下面的表把我们数出的结果、
-# candid 网络的结果和论文表 2 中以百万为单位的数字放在一起。
+# 现在可以手工数出整个网络的参数量了。卷积没有偏置；每个归一化层每个通道有两个数；最后的线性层有偏置。输入为 32
+# 像素的图像时，起始层只是一个 3x3 卷积。下面的表把我们数出的结果、candid 网络的结果和论文表 2
+# 中以百万为单位的数字放在一起。
 
 
 # %%
@@ -272,13 +271,12 @@ for row in DENSENET_TABLE_2:
 # parameters. Both see the same pictures in the same order, at half their side, which saves time.
 
 # %% [markdown] lang="zh"
-# 命令 `candid models --paper densenet` 会打印带误差的整张表，并画出论文的图 4。
+# 命令 `candid models --paper densenet` 会打印整张表，包括错误率，并画出论文的图 4。
 #
 # ## 同样大小的稠密网络与普通网络
 #
-# 这样做有用吗？我们在 `fashion-mnist-mini` 上训练一个小的 DenseNet 和一个普通网络。
-# 普通网络的卷积层数相同，也有归一化和 ReLU，各层的宽度取得让参数量大致相等。
-# 两个网络按同样的顺序看同样的图片；为了省时间，图片的边长减半。
+# 这样做有用吗？我们在 `fashion-mnist-mini` 上训练一个小的 DenseNet 和一个普通网络。普通网络的卷积层数相同，
+# 也有归一化和 ReLU，各层的宽度取得让参数量大致相等。两个网络按同样的顺序看同样的图像；为了省时间，图像的边长减半。
 
 
 # %%
@@ -311,7 +309,7 @@ assert abs(count(build_plain(width)) / target - 1) < 0.05
 # The data come from candid: a tenth of the training pictures is held out for validation.
 
 # %% [markdown] lang="zh"
-# 数据由 candid 提供：训练图片的十分之一留作验证集。
+# 数据由 candid 提供：训练图像的十分之一留作验证集。
 
 # %%
 recipe = Recipe().replace({"data.name": "fashion-mnist-mini", "data.image_size": SIDE, "data.channels": 1})
@@ -373,8 +371,8 @@ plt.show()
 # decide. The paper compares after 300 epochs, on more pictures, with networks far deeper than these.
 
 # %% [markdown] lang="zh"
-# 先看两个置信区间，再说谁更好。区间重叠时，一千张测试图片和一个随机种子分不出胜负。
-# 论文比较的是训练 300 个周期之后的结果，图片更多，网络也深得多。
+# 先看两个置信区间，再说谁更好。区间重叠时，一千张测试图像和一个随机种子分不出胜负。论文比较的是训练 300
+# 个周期之后的结果，图像更多，网络也深得多。
 
 # %% [markdown] lang="en"
 # ## Exercises
@@ -389,7 +387,7 @@ plt.show()
 #
 # ### 练习 1
 #
-# DenseNet-121 的四个稠密块各有 6、12、24 和 16 层。到达最后线性层的通道有多少个？121 层又是怎么数出来的？
+# DenseNet-121 的四个稠密块各有 6、12、24 和 16 层。到达分类头的通道有多少个？121 层又是怎么数出来的？
 
 # %% tags=["solution"]
 config = VARIANTS["densenet121"]

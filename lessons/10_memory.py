@@ -15,8 +15,8 @@
 # 学完本课，你能说清训练时内存里保留了什么、为什么要保留，能算出三种写法的稠密块各保留多少，
 # 还能在不改变学习结果的前提下选出符合内存预算的设置。
 #
-# 论文：Pleiss、Chen、Huang、Li、van der Maaten 和 Weinberger，2017，
-# “Memory-Efficient Implementation of DenseNets”，arXiv:1707.06990。
+# 论文：Pleiss、Chen、Huang、Li、van der Maaten 和 Weinberger，2017，“Memory-Efficient Implementation of
+# DenseNets”，arXiv:1707.06990。
 #
 # 用时：连同练习约 40 分钟。
 
@@ -96,10 +96,9 @@ for layers in ([nn.ReLU()], [nn.Conv2d(16, 16, 1)], [nn.BatchNorm2d(16)], [nn.Co
 #
 # ## 直接写出的稠密块
 #
-# 照图直接写，稠密块的每一层先拼接要读的特征图，再做归一化。两份都要保留：归一化需要前一份，卷积需要后一份。
-# 第 $i$ 层读 $C + i k$ 张特征图，所以 $L$ 层一共保留
-# $2 (C + (C + k) + \dots + (C + (L - 1) k))$ 张。瓶颈使每层再多 $8 k$ 张：1x1 卷积的 $4 k$ 张结果，
-# 以及归一化之后的同样多张。总和按 $L^2$ 增长。
+# 照图直接写，稠密块的每一层先拼接要读的特征图，再做归一化。两份都要保留：归一化需要前一份，卷积需要后一份。第 $i$
+# 层读 $C + i k$ 张特征图，所以 $L$ 层一共保留 $2 (C + (C + k) + \dots + (C + (L - 1) k))$ 张。瓶颈使每层再多 $8 k$
+# 张：1x1 卷积的结果 $4 k$ 张，归一化之后的又是 $4 k$ 张。总和按 $L^2$ 增长。
 
 # %%
 C, K = 24, 12
@@ -148,7 +147,8 @@ for depth, maps in zip(depths, plain, strict=True):
 #
 # 1. 一张特征图的均值和方差与谁来读它无关。在它产生时计算一次就够了。
 # 2. 一个稠密块的所有特征图放得进一块缓冲区。每层读它的前面一段，把自己的特征图写在后面。什么都不用拼接。
-# 3. 反向传播时，批量统计量对一张特征图的梯度的贡献，每个通道只是两个数。把它们在所有读者上累加起来，最后一次用上。
+# 3. 反向传播时，批量统计量对一张特征图的梯度的贡献，每个通道只是两个数。把各层读取时的这两个数累加起来，
+#    最后一次性用上。
 #
 # 每层读到的内容在反向传播时重新归一化一遍，这很快，所以不必保留。推导见 `docs/dense-block.md`。
 # 下面用数字看第一点：
@@ -167,9 +167,8 @@ for name, ours, theirs in zip(("variance", "mean"), first, second, strict=True):
 # $C + L k$ maps is all.
 
 # %% [markdown] lang="zh"
-# candid 的稠密块用 `memory="shared"` 表示这种形式。它保留缓冲区；有瓶颈时还保留每层的乘积，一共
-# $C + L k + 4 k L$ 张。用 `memory="recompute"` 时乘积也重新计算，只剩下缓冲区的 $C + L k$
-# 张特征图。
+# candid 的稠密块用 `memory="shared"` 表示这种写法。它保留缓冲区；有瓶颈时还保留每层 1x1 卷积的结果，一共
+# $C + L k + 4 k L$ 张。用 `memory="recompute"` 时这些结果也重新计算，只剩下缓冲区的 $C + L k$ 张特征图。
 
 # %%
 curves = {
@@ -196,9 +195,9 @@ plt.show()
 # the running statistics of the three forms after one step.
 
 # %% [markdown] lang="zh"
-# ## 同样的数学
+# ## 数学上完全相同
 #
-# 如果训练出的是另一个网络，省下内存就没有意义。所以我们在 float64 下比较三种形式走一步之后的输出、
+# 如果训练出的是另一个网络，省下内存就没有意义。所以我们在 float64 下比较三种写法走一步之后的输出、
 # 全部梯度和滑动统计量。
 
 
@@ -258,8 +257,8 @@ assert (norm.num_batches_tracked, twice.num_batches_tracked) == (1, 2)
 #
 # ## 时间上的代价
 #
-# 重新计算要花时间，读写内存也要花时间。所以保留得少的写法也可能更快。这取决于机器：有 C++ 编译器时，
-# candid 的稠密块在第一次使用时编译其中的部件；没有时，由 PyTorch 自己的运算完成同样的事。
+# 重新计算要花时间，读写内存也要花时间。所以保留得少的写法也可能更快。这取决于机器：有 C++ 编译器时，candid
+# 的稠密块在第一次使用时编译其中的部件；没有时，由 PyTorch 自己的运算完成同样的事。
 
 
 # %%
@@ -290,12 +289,12 @@ for memory in ("plain", "shared", "recompute"):
 # %% [markdown] lang="zh"
 # ## 按预算制定方案
 #
-# 课程笔记里的 DenseNet 在 2 GB 的 GPU 上内存不足。candid 在训练之前就能预测一次训练会占用多少：
-# 它用只有形状、没有数值的张量走完一步。在命令行上是
-# `candid plan --model densenet-bc-100-12 --memory 2GiB`，在 Python 里是 `workflow.plan`。
+# 课程笔记里的 DenseNet 在 2 GB 的 GPU 上内存不够用。candid 在训练之前就能预测一次训练会占用多少：它用只有形状、
+# 没有数值的张量走完一步。在命令行上是 `candid plan --model densenet-bc-100-12 --memory 2GiB`，在 Python 里是
+# `workflow.plan`。
 #
-# 预测由几部分组成：底数（floor，即这个进程本来就占用的）、图片、权重、梯度、优化器保留的数值，
-# 以及激活值，也就是自动求导保留的那些。
+# 预测由几部分组成：固定占用（floor，即这个进程本来就占用的内存）、图像、权重、梯度、优化器保留的数值，以及激活值，
+# 也就是自动求导保留的那些。
 
 # %%
 recipe = Recipe().replace({"data.name": "fashion-mnist-mini", "model.name": "densenet-bc-40-12"})
@@ -314,7 +313,7 @@ assert needed["plain"] > needed["shared"] > needed["recompute"]
 # what the forward pass keeps, then smaller micro-batches, whose gradients add up to those of the batch.
 
 # %% [markdown] lang="zh"
-# 现在给出介于后两者之间的预算。方案按不改变数学的顺序依次尝试各种训练方式：先是前向传播保留什么，
+# 现在给出介于后两者之间的预算。方案依次尝试各种训练方式，它们都不改变数学结果：先是前向传播保留什么，
 # 再是更小的微批量，它们的梯度加起来就是整个批量的梯度。
 
 # %%
@@ -329,7 +328,7 @@ assert plan.chosen.recipe.training.micro_batch_size == 0  # the batch stays whol
 # the least that would do.
 
 # %% [markdown] lang="zh"
-# `candid train --memory` 会采用选出的设置。什么都放不下的预算在训练之前就被拒绝，并且说明至少要多少。
+# `candid train --memory` 会采用选出的设置。如果哪种方式都超出预算，训练之前就会拒绝，并说明至少需要多少。
 
 # %%
 try:
@@ -389,7 +388,7 @@ assert kept == 0
 # %% [markdown] lang="zh"
 # ### 练习 3
 #
-# 内存里放得下一万张特征图。三种形式的稠密块各能有多少层？用公式计算，取 $C = 24$、$k = 12$，带瓶颈。
+# 内存里放得下一万张特征图。三种写法的稠密块各能有多少层？用公式计算，取 $C = 24$、$k = 12$，带瓶颈。
 
 # %% tags=["solution"]
 forms = {

@@ -16,9 +16,8 @@
 # 学完本课，你能数出标准卷积、深度可分离卷积、分组卷积和 Ghost 模块的乘加次数，
 # 能说出 MobileNetV2、ShuffleNetV2 和 GhostNet 的参数和运算各在哪里，还能说明为什么运算少不等于时间短。
 #
-# 论文：Sandler、Howard、Zhu、Zhmoginov 和 Chen，2018，arXiv:1801.04381；Ma、Zhang、
-# Zheng 和 Sun，2018，arXiv:1807.11164；Han、Wang、Tian、Guo、Xu 和 Xu，2020，
-# arXiv:1911.11907。
+# 论文：Sandler、Howard、Zhu、Zhmoginov 和 Chen，2018，arXiv:1801.04381；Ma、Zhang、Zheng 和
+# Sun，2018，arXiv:1807.11164；Han、Wang、Tian、Guo、Xu 和 Xu，2020，arXiv:1911.11907。
 #
 # 用时：连同练习约 40 分钟。
 
@@ -55,10 +54,10 @@ SMALL_NETS = ("mobilenetv2-1.0", "shufflenetv2-1.0", "ghostnet-1.0")
 # %% [markdown] lang="zh"
 # ## 手工计数
 #
-# 标准卷积的卷积核为 $k \times k$ 像素，输出 $D$ 张 $H \times W$ 像素的特征图，其中每个值由
-# $k^2 C$ 个乘积相加而得。分成 $g$ 组时，一张输出图只读 $C / g$ 张输入图。深度卷积是极端情形：组数等于通道数。
-# 深度可分离卷积就是先做深度卷积，再用 1x1 卷积混合通道。
-# Ghost 模块用 1x1 卷积得到一半的特征图，另一半由这一半经深度卷积得到。
+# 标准卷积的卷积核为 $k \times k$ 像素，输出 $D$ 张 $H \times W$ 像素的特征图，其中每个值由 $k^2 C$ 个乘积相加而得。
+# 分成 $g$ 组时，一张输出特征图只读 $C / g$ 张输入特征图。深度卷积是极端情形：组数等于通道数。
+# 深度可分离卷积就是先做深度卷积，再用 1x1 卷积混合通道。Ghost 模块用 1x1 卷积得到一半的特征图，
+# 另一半由这一半经深度卷积得到。
 
 # %%
 C = D = 128
@@ -128,8 +127,8 @@ print(f"{len(apart)} channels, {kernels.numel()} weights; a standard convolution
 # works, and narrow at its ends, where the shortcut is. Its last 1x1 convolution has no activation behind it.
 
 # %% [markdown] lang="zh"
-# MobileNetV2 的模块把残差块反了过来：中间宽，深度卷积在那里进行；两端窄，捷径接在那里。
-# 最后一个 1x1 卷积之后没有激活函数。
+# MobileNetV2 的块把残差块反了过来：中间宽，深度卷积在那里进行；两端窄，捷径接在那里。最后一个 1x1
+# 卷积之后没有激活函数。
 
 # %%
 block = InvertedResidual(24, 24, expansion=6, stride=1).eval()
@@ -182,7 +181,7 @@ plt.show()
 # goes through 1x1, depthwise and 1x1 convolutions, and a shuffle of two groups mixes both halves.
 
 # %% [markdown] lang="zh"
-# ShuffleNetV2 保留混洗，放弃分组：一半通道原样通过，另一半经过 1x1 卷积、深度卷积和 1x1 卷积，
+# ShuffleNetV2 保留混洗，放弃分组：一半通道原样通过一个单元，另一半经过 1x1 卷积、深度卷积和 1x1 卷积，
 # 再用两组的混洗把两半混在一起。
 
 # %%
@@ -228,7 +227,7 @@ for name, summary in summaries.items():
 # The 1x1 convolutions, which mix channels, do nearly all of the work.
 
 # %% [markdown] lang="zh"
-# ## 它们在哪里
+# ## 参数和运算在哪里
 #
 # 先按层的种类看。深度卷积负责看像素的邻域，只占小部分；1x1 卷积负责混合通道，几乎承担了全部运算。
 
@@ -373,7 +372,7 @@ assert max(rates) > 1.5 * min(rates)  # the same number of operations takes very
 
 # %% [markdown] lang="zh"
 # 运算只有十分之一的网络，时间不一定就是十分之一。ShuffleNetV2 的作者正是从这一发现出发，按实测时间设计网络。
-# 照此去做：在将要运行网络的机器上测量。
+# 你也应当这样做：在将要运行网络的机器上测量。
 
 # %% [markdown] lang="en"
 # ## Exercises
@@ -404,7 +403,7 @@ assert abs(share - (1 / D + 1 / 25)) < 1e-12
 # %% [markdown] lang="zh"
 # ### 练习 2
 #
-# 图片边长减半时，MobileNetV2 的乘加次数变为原来的几分之几？参数呢？
+# 图像边长减半时，MobileNetV2 的乘加次数变为原来的几分之几？参数呢？
 
 # %% tags=["solution"]
 large, small = summarize("mobilenetv2-1.0", image_size=224), summarize("mobilenetv2-1.0", image_size=112)

@@ -81,8 +81,8 @@ print(f"... {len(network.state_dict())} tensors")
 # another one.
 
 # %% [markdown] lang="zh"
-# 只有登记过的张量才会进入字典。课程笔记里自己写的批量归一化把滑动统计量存成普通属性。
-# 下面就是这个缺陷和它的后果：保存再加载之后，这一层变成了另一层。
+# 只有注册过的张量才会进入字典。课程笔记里自己写的批量归一化把滑动统计量存成普通属性。下面就是这个缺陷和它的后果：
+# 保存再加载之后，这一层变成了另一层。
 
 
 # %%
@@ -114,9 +114,9 @@ assert difference > 1
 # `module.`, inside a dictionary with epoch and accuracy.
 
 # %% [markdown] lang="zh"
-# ## 别处文件里的训练好的网络
+# ## 外来文件中训练好的网络
 #
-# 把 LeNet 训练片刻，再像许多程序那样保存：外面包着数据并行，所有名称都以 `module.` 开头，
+# 先把 LeNet 训练一小会儿，再像许多程序那样保存：外面套着数据并行的包装，所有名称因此都以 `module.` 开头，
 # 放在一个带有周期数和准确率的字典里。
 
 # %%
@@ -198,9 +198,8 @@ assert for_five.head.weight.shape == (5, 84)
 # tensor, and drops the normalisation in silence. candid says what is wrong, and which network the file is of.
 
 # %% [markdown] lang="zh"
-# 常见的做法是筛选：保留名称和形状都对得上的键，丢掉其余的。筛选分不清分类头和错误。
-# 这里它拿到的是另一个网络的文件，即带批量归一化的 LeNet；每个张量都找到了值，归一化却被悄悄丢掉了。
-# candid 会说出哪里不对，以及这个文件属于哪个网络。
+# 常见的做法是筛选：保留名称和形状都对得上的键，丢掉其余的。筛选分不清分类头和错误。这里它拿到的是另一个网络的文件，
+# 即带批量归一化的 LeNet；每个张量都找到了值，归一化却被悄悄丢掉了。candid 会说出哪里不对，以及这个文件属于哪个网络。
 
 # %%
 torch.save(build_model("lenet-bn", num_classes=10, in_channels=1).state_dict(), FOLDER / "other.pth")
@@ -237,8 +236,8 @@ assert accuracies[0] == accuracies[1]
 # %% [markdown] lang="zh"
 # ## 检查点是什么
 #
-# 只有权重还认不出图片。还需要知道是哪个网络、类别名称及其顺序，以及图片如何变成数值；要继续训练，还需要优化器的状态。
-# candid 把这些都放在一个文件夹里。
+# 只有权重还认不出图像里是什么。还需要知道是哪个网络、类别名称及其顺序，以及图像如何变成数值；要继续训练，
+# 还需要优化器的状态。candid 把这些都放在一个文件夹里。
 
 # %%
 folder = sorted((run / "checkpoints").iterdir())[-1]
@@ -361,8 +360,8 @@ pickle.loads(data)
 # the file runs. With `weights_only=True` it is refused, and candid opens files in no other way.
 
 # %% [markdown] lang="zh"
-# `torch.save` 写出的就是 pickle。这样的调用可以藏在正常的权重之间，谁也看不出来。用 `weights_only=False`
-# 打开，文件就会运行。用 `weights_only=True` 则被拒绝，candid 打开文件只用这一种方式。
+# `torch.save` 写出的就是 pickle。这样的调用可以藏在正常的权重之间，谁也看不出来。用 `weights_only=False` 打开，
+# 文件里的指令就会执行。用 `weights_only=True` 则被拒绝，candid 打开文件只用这一种方式。
 
 # %%
 torch.save({**weights, "note": Surprise()}, FOLDER / "surprise.pth")
@@ -384,8 +383,8 @@ except CheckpointError as error:
 # candid refuses it, and says how to save the weights alone.
 
 # %% [markdown] lang="zh"
-# 用 `torch.save(model)` 保存的整个模型也是这样的文件，而且离不开当初定义它的那份代码。
-# candid 会拒绝它，并说明怎样只保存权重。
+# 用 `torch.save(model)` 保存的整个模型也是这样的文件，而且离不开当初定义它的那份代码。candid 会拒绝它，
+# 并说明怎样只保存权重。
 
 # %%
 torch.save(network, FOLDER / "whole.pth")
