@@ -17,6 +17,7 @@ from lessons.pages import (
     PAGES,
     build,
     find_lessons,
+    in_language,
     read_lesson,
     write_index,
     write_notebook,
@@ -24,6 +25,7 @@ from lessons.pages import (
 )
 
 LESSONS = find_lessons()
+SIGN = r"[\u3001-\u303f\uff00-\uffef]"
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 each_language = pytest.mark.parametrize("language", LANGUAGES)
 
@@ -67,6 +69,14 @@ def test_its_texts_are_the_same_in_both_languages(path: Path):
         assert re.search(CHINESE, chinese.source)
         assert not re.search(rf"{CHINESE}[,;:?!(]", chinese.source), "Chinese has signs of its own"
         assert not re.search(r"^#.*\n[^\n]", chinese.source, re.MULTILINE), "a heading would join the next line"
+
+
+@each_lesson
+def test_no_line_of_its_chinese_ends_where_a_space_would_show(path: Path):
+    """A browser shows the end of a line as a space: beside a Chinese sign a line ends between Chinese signs only."""
+    for cell in in_language(read_lesson(path), "zh").cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(rf"{SIGN}\n(?!\n|[-*|]|\d+\. |\$\$)|(?<!\n)\n *{SIGN}", cell.source), cell.source
 
 
 @each_lesson
