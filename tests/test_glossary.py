@@ -29,7 +29,7 @@ def read_terms() -> list[Term]:
     terms: list[Term] = []
     for line in GLOSSARY.read_text().split("|---|---|---|---|---|---|\n")[1].splitlines():
         english, chinese, rejected, _, _, places = (cell.strip() for cell in line.strip("|").split("|"))
-        [place] = re.findall(r"^\[(\w+)\]", places)
+        [place] = re.findall(r"^\[?(\w+)", places)
         terms.append(Term(english, chinese, tuple(rejected.split("、")) if rejected else (), place))
     return terms
 
