@@ -9,7 +9,7 @@ from test_glossary import find_rejected
 from lessons.pages import CHINESE
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README"]
+PAGES = ["README", "docs/index"]
 each_page = pytest.mark.parametrize("page", PAGES)
 
 
