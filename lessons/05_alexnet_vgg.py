@@ -16,7 +16,7 @@
 # %% [markdown] lang="zh"
 # # 05 AlexNet 与 VGG
 #
-# 学完本课，你将能够
+# 学完本课，你将能够：
 #
 # - 说出 AlexNet 和 VGG 各层的形状，以及参数都在哪里，
 # - 说明两个 3 像素的窗口比一个 5 像素的窗口好在哪里，又需要什么条件，
@@ -24,9 +24,9 @@
 # - 查看第一层的卷积核在训练前后的样子，
 # - 找出让 VGG 块丢掉激活函数的那个缺陷。
 #
-# 论文：Krizhevsky、Sutskever 和 Hinton 2012，*ImageNet Classification with Deep Convolutional Neural Networks*；
-# Simonyan 和 Zisserman 2014，*Very Deep Convolutional Networks for Large-Scale Image Recognition*，arXiv:1409.1556。
-# 用时：连同练习约 45 分钟。
+# 论文：Krizhevsky、Sutskever 和 Hinton 2012，*ImageNet Classification with Deep Convolutional Neural
+# Networks*；Simonyan 和 Zisserman 2014，*Very Deep Convolutional Networks for Large-Scale Image
+# Recognition*，arXiv:1409.1556。用时：连同练习约 45 分钟。
 
 # %%
 import os
@@ -60,10 +60,9 @@ CPU = torch.device("cpu")
 # %% [markdown] lang="zh"
 # ## 形状
 #
-# AlexNet 有五个卷积层和三个线性层，第一个卷积层窗口大、步幅也大。
-# VGG 只有一种卷积，即填充为 1 的 3 x 3 卷积，也只有一种汇聚，即 2 x 2。若干个卷积加一次汇聚构成一个块：
-# 块内边长不变，出块后边长减半。VGG-11 的各块有 1、1、2、2、2 个卷积，加上三个线性层，共十一层。
-# 这里用的是 224 像素的灰度图像、十个类别的形式。
+# AlexNet 有五个卷积层和三个线性层，第一个卷积层窗口大、步幅也大。VGG 只有一种卷积，即填充为 1 的 3 x 3 卷积，
+# 也只有一种汇聚，即 2 x 2。若干个卷积加一次汇聚构成一个块：块内边长不变，出块后边长减半。VGG-11 的各块有
+# 1、1、2、2、2 个卷积，加上三个线性层，共十一层。这里用的是 224 像素的灰度图像、十个类别的形式。
 
 
 # %%
@@ -298,7 +297,7 @@ assert QUICK or right > 0.6
 # %% [markdown] lang="zh"
 # ## 第一层的卷积核
 #
-# 第一层的卷积核可以当作图像来看。论文里的卷积核看过一百多万幅图像，呈现出边缘和色块。我们的只看过几千幅灰度图像。
+# 第一层的卷积核可以当作图像来看。论文里的卷积核看过一百多万张图像，呈现出边缘和色块。我们的只看过几千张灰度图像。
 # 但它们已不再是开始时的噪声：权重变得与旁边的权重更相像了。
 
 
@@ -370,7 +369,7 @@ def build_vgg(has_defect: bool, seed: int = 0) -> nn.Sequential:
 # missing.
 
 # %% [markdown] lang="zh"
-# 按次序列出各层。有缺陷时，第一个 ReLU 要到第四个卷积之后才出现；八个之中少了五个。
+# 按顺序列出各层。有缺陷时，第一个 ReLU 要到第四个卷积之后才出现；八个之中少了五个。
 
 # %%
 kinds = {}

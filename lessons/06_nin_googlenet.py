@@ -14,10 +14,10 @@
 # %% [markdown] lang="zh"
 # # 06 NiN 与 GoogLeNet
 #
-# 学完本课，你将能够
+# 学完本课，你将能够：
 #
 # - 说明 1x1 卷积就是跨通道的线性层，
-# - 说出用每张特征图的平均值代替线性层能省下什么，
+# - 说出用每张特征图的均值代替线性层能省下什么，
 # - 把 Inception 模块拆成各条支路，并数出在另一个卷积之前加 1x1 卷积能省下多少，
 # - 把中间没有激活函数的两个卷积合成一个，并由此找出两个缺陷。
 #
@@ -81,7 +81,7 @@ assert torch.allclose(mixed, torch.conv2d(maps, weights[:, :, None, None]), atol
 # ## NiN：每个位置上的小网络
 #
 # NiN 的一个块由一个卷积和两个 1x1 卷积组成，每个之后都有激活函数：窗口看到的内容要通过一个有两个隐藏层的小网络。
-# 最后一个块为每个类别给出一张特征图，这张图的平均值就是该类别的 logit。
+# 最后一个块为每个类别给出一张特征图，这张图的均值就是该类别的 logit。
 
 # %%
 layers = summarize("nin-notes").layers
@@ -98,7 +98,7 @@ assert [shape[1] for shape in widest] == [54, 26, 26, 12, 12, 5, 5]
 # means. How many would it take to put AlexNet's three linear layers behind the last maps of NiN's third block?
 
 # %% [markdown] lang="zh"
-# ## 用平均值代替线性层
+# ## 用均值代替线性层
 #
 # AlexNet 和 VGG 的大部分参数都在线性层里。NiN 没有线性层，GoogLeNet 只在取平均之后有一个。
 # 如果在 NiN 第三个块的最后特征图之后接上 AlexNet 的三个线性层，需要多少参数？
@@ -163,7 +163,7 @@ def build_nin(
 # multiply-add as two operations.
 
 # %% [markdown] lang="zh"
-# 完整大小时：特征图的边长、参数量，以及一幅图像的乘加次数。`FlopCounterMode` 把一次乘加算作两次运算。
+# 完整大小时：特征图的边长、参数量，以及一张图像的乘加次数。`FlopCounterMode` 把一次乘加算作两次运算。
 
 # %%
 counts, sides = {}, {}

@@ -12,15 +12,16 @@
 # Time: about an hour with the exercises.
 
 # %% [markdown] lang="zh"
-# # 13 自己的图片
+# # 13 自己的图像
 #
-# 装图片的文件夹从来都不干净。学完本课，你能在训练之前查出一个文件夹有哪些毛病，能说出解码器必须做什么，
-# 能这样划分图片：测试图片始终是测试图片；还能说出一个概率有多可信，找出很可能标错的标签，
-# 并且从别的网络的权重开始，用很少的图片训练。
+# 装图像的文件夹从来都不干净。学完本课，你能在训练之前查出一个文件夹有哪些毛病，能说出解码器必须做什么，
+# 能这样划分图像：测试图像始终是测试图像；还能说出一个概率有多可信，找出很可能标错的标签，并且从别的网络的权重开始，
+# 用很少的图像训练。
 #
-# 论文：Yosinski、Clune、Bengio 和 Lipson 2014，*How transferable are features in deep neural networks?*，
-# arXiv:1411.1792；Guo、Pleiss、Sun 和 Weinberger 2017，*On Calibration of Modern Neural Networks*，arXiv:1706.04599；
-# Northcutt、Jiang 和 Chuang 2021，*Confident Learning: Estimating Uncertainty in Dataset Labels*，arXiv:1911.00068。
+# 论文：Yosinski、Clune、Bengio 和 Lipson 2014，*How transferable are features in deep neural
+# networks?*，arXiv:1411.1792；Guo、Pleiss、Sun 和 Weinberger 2017，*On Calibration of Modern Neural
+# Networks*，arXiv:1706.04599；Northcutt、Jiang 和 Chuang 2021，*Confident Learning: Estimating Uncertainty in Dataset
+# Labels*，arXiv:1911.00068。
 #
 # 用时：连同练习约一小时。
 
@@ -107,10 +108,10 @@ def choose(names: Sequence[str]) -> DataSet:
 # candid 接受的文件夹里，每个类别各占一个子文件夹。我们用四种服装的 JPEG 文件写出这样一个文件夹，
 # 再放进这类文件夹常有的毛病：
 #
-# - 横拿相机拍的图片：像素是躺着存的，EXIF 部分里有一个数说明这一点，
-# - 16 位灰度图片，扫描仪和显微镜常写这种文件，
-# - 放错文件夹的图片，它们的标签因此是错的，
-# - 又保存过一遍的图片，还有一张同时出现在两个类别里，
+# - 横拿相机拍的图像：像素是躺着存的，EXIF 部分里有一个数说明这一点，
+# - 16 位灰度图像，扫描仪和显微镜常写这种文件，
+# - 放错文件夹的图像，它们的标签因此是错的，
+# - 又保存过一遍的图像，还有一张同时出现在两个类别里，
 # - 一个被截断的文件。
 
 
@@ -163,9 +164,8 @@ for kind, paths in (("turned", coats[1:6]), ("deep", dresses[1:6])):
 # %% [markdown] lang="zh"
 # ## 体检
 #
-# `candid doctor lesson-13/pictures` 把每个文件解码一次，说出哪里不对、怎样改正。在 Python 里是
-# `diagnose`。重复的图片按文件的字节查找，也按图片的样子查找：图片重新保存或缩放之后，
-# 它最低的那些频率的正负号几乎都不变。
+# `candid doctor lesson-13/pictures` 把每个文件解码一次，说出哪里不对、怎样改正。在 Python 里是 `diagnose`。
+# 重复的图像按文件的字节查找，也按图像的样子查找：图像重新保存或缩放之后，它最低的那些频率的正负号几乎都不变。
 
 # %%
 diagnosis = diagnose(PICTURES)
@@ -181,7 +181,7 @@ assert any(not copies.are_exact and copies.cross_splits for copies in diagnosis.
 # the wrong labels: to see them takes a network, and we come back to them.
 
 # %% [markdown] lang="zh"
-# 几份重复的图片留哪一份，由人来决定。这里每组的最后一份是对的。标错的标签没有被提到：要看出它们需要网络，后面再讲。
+# 几份重复的图像留哪一份，由人来决定。这里每组的最后一份是对的。标错的标签没有被提到：要看出它们需要网络，后面再讲。
 
 # %%
 copied = [file for copies in diagnosis.copies for file in copies.files[:-1]]
@@ -203,9 +203,9 @@ assert not mended.errors
 # %% [markdown] lang="zh"
 # ## 缺陷：用一行代码当解码器
 #
-# 多数程序用 `Image.open(path).convert("RGB")` 读图片。这行代码不理会 EXIF，所以大衣躺着。
-# 它还把 16 位的数值当作 8 位：在 65,535 个等级中凡是超过 255 的都变成白色，也就是除了近乎全黑之外的一切。
-# candid 的解码器把图片转正，把 16 位换算成 8 位，并把透明部分铺在白色上。
+# 多数程序用 `Image.open(path).convert("RGB")` 读图像。这行代码不理会 EXIF，所以大衣躺着。它还把 16 位的数值当作 8
+# 位：在 65,535 个等级中凡是超过 255 的都变成白色，也就是除了近乎全黑之外的一切。candid 的解码器把图像转正，把 16
+# 位换算成 8 位，并把透明部分铺在白色上。
 
 
 # %%
@@ -239,9 +239,9 @@ plt.show()
 # %% [markdown] lang="zh"
 # ## 按内容划分
 #
-# 每个类别的十分之一用于测试，十分之一用于验证。candid 由文件字节的 SHA-256 决定：它和随机一样好，相同的文件归入同一份，
-# 而且无论文件夹里再加入什么，一个文件都留在原来那一份。常见的代码用固定的种子打乱文件列表，再切成几段。
-# 看上去可以重复，直到加入十张图片为止。
+# 每个类别的十分之一用于测试，十分之一用于验证。candid 由文件字节的 SHA-256 决定：它和随机一样好，
+# 相同的文件归入同一份，而且无论文件夹里再加入什么，一个文件都留在原来那一份。常见的代码用固定的种子打乱文件列表，
+# 再切成几段。看上去可以重复，直到加入十张图像为止。
 
 
 # %%
@@ -302,8 +302,8 @@ print(f"{page}: {page.stat().st_size:,} bytes; figures: {', '.join(sorted(os.lis
 # %% [markdown] lang="zh"
 # ## 解码器的代价
 #
-# 下面是谁都没见过的图片，每张存成三个文件：普通的、躺着并带说明的、16 位的。后两种再各存一遍常见那一行代码读出的样子。
-# 由同一个网络来识别它们。
+# 下面是谁都没见过的图像，每张存成三个文件：普通的、躺着并带说明的、16 位的。
+# 后两种再各存一遍常见那一行代码读出的样子。由同一个网络来识别它们。
 
 # %%
 fresh = choose(CLASSES).openers["test"]()
@@ -338,8 +338,8 @@ assert accuracies["deep, usual"] < accuracies["deep"]
 # ## 概率有多可信
 #
 # 网络说 90 % 的时候，这样的情形里应当十有九对。训练出来的网络答对的往往比它自己说的少。Guo 等人发现，
-# 一个数就能改正大部分：把所有 logits 除以一个温度 $T$，它使验证集上的损失最小。这不会改变任何一个答案。
-# candid 在每次训练结束时求出 $T$，它给出的概率都已用上。
+# 一个数就能改正大部分：把所有 logits 除以一个温度 $T$，它使验证集上的损失最小。这不会改变任何一个答案。candid
+# 在每次训练结束时求出 $T$，它给出的概率都已用上。
 
 # %%
 calibration, checkpoint = Calibration.load(run), RunFolder.open(run).load()
@@ -362,7 +362,7 @@ plt.show()
 
 # %% [markdown] lang="zh"
 # 有了这样的概率，就可以要求一个精确率：`candid.load(run, precision=0.95)` 在置信度不够时回答“unknown”，
-# 界线取自验证集，那里达到界线的图片有 95 % 答对。包和裤子说明这不等于什么：网络从没见过它们，
+# 界线取自验证集，那里达到界线的图像有 95 % 答对。包和裤子说明这不等于什么：网络从没见过它们，
 # 却还是很有把握地说出了许多张的“类别”。
 
 # %%
@@ -390,9 +390,9 @@ assert QUICK or known["strangers"]
 # %% [markdown] lang="zh"
 # ## 标错的标签
 #
-# `candid audit` 把训练图片分成四份，每一份由从其余三份学来的网络来判断。如果网络对另一个类别的把握，
-# 达到了它对标着那一类的图片平常的把握，这个标签就可疑。这就是 Northcutt 等人的置信学习。
-# 这里我们知道哪些标签是错的，所以可以数一数。
+# `candid audit` 把训练图像分成四份，每一份由从其余三份学来的网络来判断。如果网络对另一个类别的把握，
+# 达到了它对标着那一类的图像平常的把握，这个标签就可疑。这就是 Northcutt 等人的置信学习。这里我们知道哪些标签是错的，
+# 所以可以数一数。
 
 # %%
 recipe = find_recipe("default").replace({"data.name": str(PICTURES), "training.epochs": 10 if QUICK else 15})
@@ -427,10 +427,10 @@ plt.show()
 # %% [markdown] lang="zh"
 # 红色的是我们故意标错的。其余的，有些是网络错了，有些确实可疑。所以这张清单告诉人该看哪里，由看的人来决定。
 #
-# ## 图片很少时
+# ## 图像很少时
 #
-# Yosinski 等人发现，靠前的层学到的东西对别的类别也有用。所以图片很少时，网络可以从见过许多图片的网络的权重开始。
-# 我们先在另外六个类别上训练一个网络。然后每个类别各取 5、20 或 80 张图片，用同一个配方训练：一次从随机权重开始；
+# Yosinski 等人发现，靠前的层学到的东西对别的类别也有用。所以图像很少时，网络可以从见过许多图像的网络的权重开始。
+# 我们先在另外六个类别上训练一个网络。然后每个类别各取 5、20 或 80 张图像，用同一个配方训练：一次从随机权重开始；
 # 另一次用 `model.weights` 指定从哪次训练的权重开始，并用 `model.new_head` 换上新的分类头，因为类别不同了。
 # 若留出验证集，张数太少，挑不出什么，所以取最后一个周期。
 
@@ -485,13 +485,13 @@ plt.show()
 # that nothing else has changed.
 
 # %% [markdown] lang="zh"
-# 这些点是三个随机种子，图片也由它们抽取。图片越少，现成的权重就越有价值，结果也越取决于抽到哪些图片。
+# 这些点是三个随机种子，图像也由它们抽取。图像越少，现成的权重就越有价值，结果也越取决于抽到哪些图像。
 #
 # ## 练习
 #
 # ### 练习 1
 #
-# 把 `model.freeze` 设为 `backbone`，就只训练分类头。请用每类五张图片这样训练，并说明其余的都没有变。
+# 把 `model.freeze` 设为 `backbone`，就只训练分类头。请用每类五张图像这样训练，并说明其余的都没有变。
 
 # %% tags=["solution"]
 frozen = train("frozen", {**few_steps, **ways["fine-tuned"], "model.freeze": "backbone"}, take(5, seed=0))
@@ -509,7 +509,7 @@ assert set(changed) == {"head.weight", "head.bias"}
 # %% [markdown] lang="zh"
 # ### 练习 2
 #
-# 针对灰度图片改正常见的那一行代码：用 Pillow 的 `ImageOps.exif_transpose` 按 EXIF 转正，并把 16 位换算成 8 位。
+# 针对灰度图像改正常见的那一行代码：用 Pillow 的 `ImageOps.exif_transpose` 按 EXIF 转正，并把 16 位换算成 8 位。
 # 说明得到的像素与 candid 的相同。
 
 

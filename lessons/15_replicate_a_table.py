@@ -15,8 +15,9 @@
 # 学完本课，你能把论文中的一张表读成一份训练计划，说出它在自己的机器上要花多少时间，能把它缩小而不自欺，
 # 能把结果连同离散程度放在一起，并说清它们说明了什么、没有说明什么。
 #
-# 论文：Huang、Liu、van der Maaten 和 Weinberger 2017，*Densely Connected Convolutional Networks*，arXiv:1608.06993；
-# Bouthillier 等人 2021，*Accounting for Variance in Machine Learning Benchmarks*，arXiv:2103.03098。
+# 论文：Huang、Liu、van der Maaten 和 Weinberger 2017，*Densely Connected Convolutional
+# Networks*，arXiv:1608.06993；Bouthillier 等人 2021，*Accounting for Variance in Machine Learning
+# Benchmarks*，arXiv:2103.03098。
 #
 # 用时：连同练习约一小时。
 
@@ -72,9 +73,9 @@ shutil.rmtree(FOLDER, ignore_errors=True)  # what an earlier run of the lesson l
 # %% [markdown] lang="zh"
 # ## 表里写了什么
 #
-# 论文的表 2 有 21 行，是各个网络在三个数据集上的测试错误率。加号表示图像经过平移和镜像。
-# `candid models --paper densenet` 把整张表与 candid 的网络并排列出。首先要核对的事不花什么代价：
-# 参数个数不同，就是另一个网络。
+# 论文的表 2 有 21 行，是各个网络在三个数据集上的测试错误率。加号表示图像经过平移和镜
+# 像。`candid models --paper densenet` 把整张表与 candid 的网络并排列出。首先要核对的事不花什么代价：参数个数不同，
+# 就是另一个网络。
 
 # %%
 paper, C10_PLUS = find_paper("densenet"), COLUMNS.index("C10+")
@@ -110,9 +111,9 @@ plt.show()
 #
 # ## 配方
 #
-# 一个数字属于一个配方：数据、增广、批量、优化器、学习率的变化、周期数。下面列出论文的配方与 candid 默认值不同的各项。
-# CIFAR-10 有 50,000 张训练图像。论文在挑选设置时留出其中 5,000 张作验证。最后的训练用上全部 50,000 张，
-# 取最后一个周期。测试集只用来得到这一个数。
+# 一个数字属于一个配方：数据、增广、批量、优化器、学习率的变化、周期数。下面列出论文的配方与 candid
+# 默认值不同的各项。CIFAR-10 有 50,000 张训练图像。论文在挑选设置时留出其中 5,000 张作验证。最后的训练用上全部 50,000
+# 张，取最后一个周期。测试集只用来得到这一个数。
 
 # %%
 recipe = find_recipe("papers/densenet-bc-100-12-cifar10-augmented").replace({"data.image_size": 32})
@@ -243,8 +244,8 @@ for share in (0.1, 0.4, 0.6, 0.9):
 # %% [markdown] lang="zh"
 # ## 训练
 #
-# 每一行用几个随机种子训练。种子决定初始权重、图像的次序、平移的方式，以及留出哪些图像。
-# 在命令行上是 `candid train FILE --seeds 0,1,2`。
+# 每一行用几个随机种子训练。种子决定初始权重、图像的顺序、平移的方式，以及留出哪些图像。在命令行上是
+# `candid train FILE --seeds 0,1,2`。
 
 # %%
 data_set = open_data_set("fashion-mnist-mini")
@@ -281,8 +282,8 @@ tests = {name: [train_and_test(name, seed) for seed in SEEDS] for name in ("resn
 # %% [markdown] lang="zh"
 # ## 表
 #
-# 平均值旁边写上离散程度，即各个种子之间的标准差。种子很少时，平均值本身也不准：Student 的 $t$ 使它的区间变宽。
-# 没有这两项的平均值，无法与任何东西比较。
+# 均值旁边写上离散程度，即各个种子之间的标准差。种子很少时，均值本身也不准：Student 的 $t$ 使它的区间变宽。
+# 没有这两项的均值，无法与任何东西比较。
 
 # %%
 T = {1: 12.71, 2: 4.30, 4: 2.78}  # by degrees of freedom; 95 % of Student's t lie between -t and t
@@ -318,12 +319,12 @@ plt.show()
 # rows holds is a question to the means and their spread over seeds.
 
 # %% [markdown] lang="zh"
-# 一个点是一个种子，穿过它的竖线是一千张测试图像留下的不确定，虚线是平均值。
+# 一个点是一个种子，穿过它的竖线是一千张测试图像留下的不确定，虚线是均值。
 #
 # ## 可以得出什么结论
 #
 # 第 12 课的 McNemar 检验在同样的测试图像上比较两个训练好的网络。它比较的不是两种结构：同一种结构，换个种子也会不同。
-# 所以两种配对都要看。各行的次序是否成立，要由平均值和种子之间的离散程度来回答。
+# 所以两种配对都要看。各行的顺序是否成立，要由均值和种子之间的离散程度来回答。
 
 # %%
 first, second = tests.values()
@@ -365,7 +366,7 @@ print(f"The order of the two rows {is_shown} shown by these runs.")
 # ## 缺陷：取几个种子中最好的
 #
 # 许多代码用几个种子训练，只报告最好的一次。或者每个周期之后都看一遍测试集，留下其中最好的。
-# 这两种数字都不能与平均值比较。为了量出它们的水分，我们用许多种子训练一个小网络，每个周期之后都看一遍验证集和测试集。
+# 这两种数字都不能与均值比较。为了量出它们的水分，我们用许多种子训练一个小网络，每个周期之后都看一遍验证集和测试集。
 
 # %%
 course = Recipe().replace({"data.image_size": 28, "data.channels": 1})
@@ -413,7 +414,7 @@ assert by_test.mean() >= honest.mean()
 # mean and the other half its best, as if it were a new method. The histogram shows by how much the new method wins.
 
 # %% [markdown] lang="zh"
-# 现在让这个网络与自己比赛。把种子一次又一次分成两半：一半报告平均值，另一半报告最好的，仿佛那是一种新方法。
+# 现在让这个网络与自己比赛。把种子一次又一次分成两半：一半报告均值，另一半报告最好的，仿佛那是一种新方法。
 # 直方图显示“新方法”赢了多少。
 
 
@@ -457,7 +458,7 @@ plt.show()
 # Wilson intervals?
 
 # %% [markdown] lang="zh"
-# 所以一张表要对每个数字说明：用了几个种子，是不是平均值，周期由什么挑选。
+# 所以一张表要对每个数字说明：用了几个种子，是不是均值，周期由什么挑选。
 #
 # ## 练习
 #
@@ -482,8 +483,8 @@ assert bounds[0][1] > bounds[1][0]  # they overlap, so one test of each does not
 # %% [markdown] lang="zh"
 # ### 练习 2
 #
-# 种子之间的离散程度是 $s$。要看出两个平均值之间大小为 $d$ 的差别，每个网络需要多少个种子 $n$？
-# 差别的区间半宽是 $1.96 s \sqrt{2 / n}$。取我们小网络的离散程度和练习 1 的差别。
+# 种子之间的离散程度是 $s$。要看出两个均值之间大小为 $d$ 的差别，每个网络需要多少个种子 $n$？差别的区间半宽是
+# $1.96 s \sqrt{2 / n}$。取我们小网络的离散程度和练习 1 的差别。
 
 # %% tags=["solution"]
 s, d = 100 * float(honest.std()), worse - better
