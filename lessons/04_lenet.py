@@ -289,12 +289,13 @@ plt.show()
 # %% [markdown] lang="en"
 # ## Where it is wrong
 #
-# Each row of the confusion is a true class, each column an answer. One pair of classes stands out.
+# Each row of the confusion is a true class, each column an answer. Clothes for the upper body are taken
+# for one another.
 
 # %% [markdown] lang="zh"
 # ## 错在哪里
 #
-# 混淆矩阵的每一行是一个真实类别，每一列是一种回答。其中有一对类别特别突出。
+# 混淆矩阵的每一行是一个真实类别，每一列是一种回答。上衣之间容易互相混淆。
 
 # %%
 evaluation = validate(lenet)

@@ -437,7 +437,7 @@ for place, name in enumerate(curves):
         means = torch.tensor(losses).unfold(0, min(20, len(losses)), 1).mean(dim=1)
         left.plot(means, color=f"C{place}", linewidth=0.8, label=None if number else name)
     right.plot([place] * len(SEEDS), accuracies[name], "o", color=f"C{place}", alpha=0.6)
-left.set(xlabel="step", ylabel="loss, mean of 20 steps", yscale="log")
+left.set(xlabel="step", ylabel="loss, mean of 20 steps")
 right.set(xticks=[0, 1], xticklabels=["ReLU", "defect"], xlim=(-0.5, 1.5), ylabel="validation accuracy")
 left.legend()
 plt.show()

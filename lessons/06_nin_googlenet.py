@@ -285,7 +285,7 @@ def draw(results: Results) -> None:
             means = torch.tensor(losses).unfold(0, min(20, len(losses)), 1).mean(dim=1)
             left.plot(means, color=f"C{place}", linewidth=0.8, label=None if number else name)
             right.plot(place, share, "o", color=f"C{place}", alpha=0.6)
-    left.set(xlabel="step", ylabel="loss, mean of 20 steps", yscale="log")
+    left.set(xlabel="step", ylabel="loss, mean of 20 steps")
     right.set(xticks=[0, 1], xticklabels=["paper", "defect"], xlim=(-0.5, 1.5), ylabel="validation accuracy")
     left.legend()
     plt.show()
