@@ -193,11 +193,14 @@ def run_sections(sections: Sequence[Section], chosen: Sequence[Section], page: P
 
 
 def run(module: str) -> tuple[str, int]:
-    """What the page says under a section's text: command, day, time, machine and output; and the exit code."""
+    """What the page says under a section's text: command, day, time, machine and output; and the exit code.
+
+    What it writes to standard error, its progress and why it fails, is for who waits, and not for the page.
+    """
     started_at_s = time.monotonic()
     lines: list[str] = []
     command = [sys.executable, "-u", "-m", module]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)

@@ -45,13 +45,14 @@ def test_an_explanation_is_that_of_the_table(tmp_path: Path):
     assert "## Slow\n\nSaid better.\n\n`python -m slow`" in place.read_text()
 
 
-def test_a_failure_is_shown_and_the_others_run(tmp_path: Path):
+def test_a_failure_is_shown_and_the_others_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     write_program("quick", "print('so far'); raise SystemExit('no more')")
     place = tmp_path / "page.md"
     assert run_sections(BOTH, BOTH, place) == ["quick"]
     text = place.read_text()
     assert re.search(r"^`python -m quick`, .*, \*\*failed with exit code 1\*\* after \d+ s; ", text, flags=re.MULTILINE)
-    assert "```\nso far\nno more\n```\n" in text
+    assert "```\nso far\n```\n" in text
+    assert capfd.readouterr().err == "no more\n"
     assert "```\n10.00x\n```\n" in text
 
 

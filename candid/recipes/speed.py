@@ -24,8 +24,8 @@ def airbench94() -> Recipe:
 
     On CIFAR-10 (JPEG), with seed 0 alone: 89.69 % of 10,000 test pictures (95 % interval 89.08 % to 90.27 %), 91.01 %
     over mirror images; `candid train speed/airbench94 --data FOLDER`. It knows 99.6 % of the training pictures by then,
-    and 12 epochs gave no less: on these pictures it takes more variation, not more epochs. 0.65 PFLOP; 2,708 s on two
-    cores of an AMD EPYC (Zen 4) beside other work, where undisturbed epochs took 54 s at 24 px and 104 s at 32 px.
+    and 12 epochs gave no less: on these pictures it takes more variation, not more epochs. 0.65 PFLOP; 32 min 8 s on
+    two cores of an AMD EPYC (Zen 4).
     """
     return _speed("airbench94", epochs=24)
 
