@@ -97,7 +97,7 @@ print(f"{batches.num_examples:,} pictures to train, {len(data.validation):,} to 
 figure, axes = plt.subplots(2, 5, figsize=(6.4, 2.9), layout="constrained")
 for label, axis in enumerate(axes.flat):
     index = int((data.train.labels == label).nonzero()[0])
-    axis.imshow(data.train.images[index, 0], cmap="gray")
+    axis.imshow(data.train.images[index, 0].numpy(), cmap="gray")
     axis.set_title(data_set.class_names[label], fontsize=9)
     axis.axis("off")
 plt.show()
@@ -280,7 +280,7 @@ figure, axes = plt.subplots(3, 6, figsize=(6.4, 3.4), layout="constrained")
 for row, images in zip(axes, shown, strict=True):
     limit = float(images.abs().max())
     for axis, image in zip(row, images, strict=True):
-        axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.imshow(image.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set(xticks=[], yticks=[])
 for row, title in zip(axes, ("before", "after", "maps"), strict=True):
     row[0].set_ylabel(title)
@@ -300,7 +300,7 @@ plt.show()
 # %%
 evaluation = validate(lenet)
 figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-axis.imshow(evaluation.confusion, cmap="Blues", vmax=20)
+axis.imshow(evaluation.confusion.numpy(), cmap="Blues", vmax=20)
 axis.set_xticks(range(10), data_set.class_names, rotation=90)
 axis.set_yticks(range(10), data_set.class_names)
 axis.set(xlabel="answer", ylabel="truth")

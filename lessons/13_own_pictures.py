@@ -419,7 +419,7 @@ assert QUICK or len(found) > len(planted) / 2
 # %%
 figure, axes = plt.subplots(2, 6, figsize=(6.4, 2.9), layout="constrained")
 for axis, suspect in zip(axes.flat, suspects[:12], strict=False):
-    axis.imshow(decode_file(PICTURES / suspect.file, channels=1)[0], cmap="gray")
+    axis.imshow(decode_file(PICTURES / suspect.file, channels=1)[0].numpy(), cmap="gray")
     color = "tab:red" if suspect.file in truth else "black"
     axis.set_title(f"{suspect.label}?\n{suspect.suggestion}", fontsize=8, color=color)
 for axis in axes.flat:
