@@ -61,7 +61,7 @@ CPU = torch.device("cpu")
 # ## 从 28×28 像素到十个数
 #
 # 两个 5×5 的卷积寻找形状，每个卷积之后的汇聚把边长减半。最后剩下 16 张 4×4 的特征图：一行 256 个数。
-# 三个全连接层由它算出十个 logit，每个类别一个。大部分参数在第一个全连接层里。
+# 三个线性层由它算出十个 logit，每个类别一个。大部分参数在第一个线性层里。
 
 # %%
 network = build_model("lenet", num_classes=10, in_channels=1)
@@ -82,7 +82,7 @@ assert summary.parameters == sum(parameter.numel() for parameter in network.para
 # %% [markdown] lang="zh"
 # ## 图像
 #
-# `fashion-mnist-mini` 是随 candid 一起发布的 Fashion-MNIST 的一部分：十种服饰。训练图像的十分之一留作验证。
+# `fashion-mnist-mini` 是 Fashion-MNIST 的一部分，随 candid 一起发布：十种服饰。训练图像的十分之一留作验证。
 # 测试图像留到最后。
 
 # %%
@@ -138,8 +138,8 @@ assert after < loss
 # %% [markdown] lang="zh"
 # ## 循环
 #
-# 训练就是一遍又一遍地重复这一步。一个周期把每张训练图像展示一次。每个周期之后，网络回答验证图像，而它并不从中学习。
-# 走步由 `torch.optim.SGD` 完成，这里带有动量。
+# 训练就是一遍又一遍地重复这一步。一个周期把每张训练图像展示一次。每个周期之后，网络对验证图像作答，但不从中学习。
+# 这一步由 `torch.optim.SGD` 执行，这里用了动量。
 
 
 # %%
@@ -339,7 +339,7 @@ print(sorted(path.name for path in run.iterdir()))
 # ## 缺陷：来自早已训练过的网络的准确率
 #
 # 笔记里的 LeNet 五个周期之后达到很高的准确率。可是它的第一个周期一开始的准确率，任何新网络都不会有。
-# 在笔记本里把训练的单元再运行一次，而网络还是原来那个，就会这样。这个数字并不是五个周期的结果。
+# 在笔记本里把训练的单元格再运行一次，而网络还是原来那个，就会出现这种情况。这个数字并不是五个周期的结果。
 # 这里先把训练运行两次，再用新建的网络运行一次。
 
 # %%
@@ -359,7 +359,8 @@ assert fresh == first
 # built where the training begins, cannot be continued by mistake.
 
 # %% [markdown] lang="zh"
-# 露出破绽的是日志的第一行：没有人从那里开始。带种子的配方，加上在训练开始处才建立的网络，就不会被误接着训练。
+# 露出破绽的是日志的第一行：没有哪个新网络会从那里起步。只要配方带有随机种子，网络又在训练开始处才建立，
+# 就不会误把旧网络接着训练下去。
 
 # %% [markdown] lang="en"
 # ## Exercises

@@ -101,7 +101,7 @@ assert [shape[1] for shape in widest] == [54, 26, 26, 12, 12, 5, 5]
 # ## 用均值代替线性层
 #
 # AlexNet 和 VGG 的大部分参数都在线性层里。NiN 没有线性层，GoogLeNet 只在取平均之后有一个。
-# 如果在 NiN 第三个块的最后特征图之后接上 AlexNet 的三个线性层，需要多少参数？
+# 如果在 NiN 第三个块最后的特征图之后接上 AlexNet 的三个线性层，需要多少参数？
 
 # %%
 totals = {name: count_parameters(f"{name}-notes", 10, 1) for name in ("alexnet", "vgg11", "nin", "googlenet")}
@@ -123,7 +123,7 @@ assert linear > 1000 * means
 # %% [markdown] lang="zh"
 # ## 缺陷：NiN 块里多了一个卷积
 #
-# 笔记里的块有三个 1x1 卷积而不是两个，而且第一个卷积之后没有激活函数。它们的第三个块步幅为 2。下面是两种形式。
+# 笔记里的块有三个 1x1 卷积而不是两个，而且第一个卷积之后没有激活函数。笔记的第三个块步幅为 2 像素。下面是两种形式。
 
 
 # %%
@@ -228,8 +228,8 @@ with torch.no_grad():
 #
 # ## 缺陷对训练的影响
 #
-# 网络是窄的，图像边长 48 像素。训练集的五分之一留作验证集。所有网络看到同样的批；每种形式各从几次不同的初始权重开始。
-# 几次之间的离散程度就是尺度：差别若小于它，就什么也说明不了。
+# 网络是窄的，图像边长 48 像素。训练集的五分之一留作验证集。所有网络看到同样的批量；
+# 每种形式各从几组随机抽取的初始权重开始。各组之间的离散程度就是衡量的标准：差别若小于它，就什么也说明不了。
 
 # %%
 settings = {"data.name": "fashion-mnist-mini", "data.image_size": 48, "data.channels": 1, "data.validation": 0.2}
@@ -306,8 +306,8 @@ assert QUICK or min(share for draws in results.values() for _, share in draws) >
 # %% [markdown] lang="zh"
 # ## GoogLeNet：并列的支路
 #
-# 在 Inception 模块中，四条支路读取同样的特征图，结果再沿通道连接起来。一条是 1x1 卷积；
-# 两条分别是 3x3 和 5x5 卷积，前面各有一个减少通道的 1x1 卷积；还有一条是汇聚，后面跟一个 1x1 卷积。它们都保持边长不变。
+# 在 Inception 模块中，四条支路读取同样的特征图，结果再沿通道拼接起来。一条是 1x1 卷积；两条分别是 3x3 和 5x5 卷积，
+# 前面各有一个减少通道的 1x1 卷积；还有一条是汇聚，后面跟一个 1x1 卷积。它们都保持边长不变。
 
 # %%
 torch.manual_seed(0)

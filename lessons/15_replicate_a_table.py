@@ -10,10 +10,10 @@
 # Time: about an hour with the exercises.
 
 # %% [markdown] lang="zh"
-# # 15 重做论文中的一张表
+# # 15 复现论文中的一张表
 #
 # 学完本课，你能把论文中的一张表读成一份训练计划，说出它在自己的机器上要花多少时间，能把它缩小而不自欺，
-# 能把结果连同离散程度放在一起，并说清它们说明了什么、没有说明什么。
+# 能把结果连同离散程度并排列出，并说清它们说明了什么、没有说明什么。
 #
 # 论文：Huang、Liu、van der Maaten 和 Weinberger 2017，*Densely Connected Convolutional
 # Networks*，arXiv:1608.06993；Bouthillier 等人 2021，*Accounting for Variance in Machine Learning
@@ -130,8 +130,8 @@ assert (recipe.training.epochs, recipe.training.batch_size, recipe.data.validati
 # %% [markdown] lang="zh"
 # ## 在这台机器上要花多少时间
 #
-# 用论文的批量给它的网络的几个训练步计时，再乘以图像数和周期数。其余各行按乘加次数估算。
-# 第 11 课说明过，这样的估算很粗，但足以分清是几小时还是几星期。
+# 取论文的网络和批量大小，给几个训练步计时，再乘以图像数和周期数。其余各行按乘加次数估算。第 11 课说明过，
+# 这样的估算很粗，但足以分清是几小时还是几星期。
 
 # %%
 NETWORK, BATCH_SIZE, TRIES = ("densenet-bc-40-12", 8, 1) if QUICK else ("densenet-bc-100-12", 64, 3)
@@ -191,7 +191,7 @@ print(plan.text())
 # recipe, where the paper quotes the ResNets from papers with recipes of their own.
 
 # %% [markdown] lang="zh"
-# ## 缩小，并且说明
+# ## 缩小规模，并如实说明
 #
 # 一个晚上做不完这些，所以一切都要变小。要紧的是：保留那个主张所涉及的东西，其余的改动对两行一视同仁，
 # 并且把每一处改动都写下来。这由配方来写。我们保留
@@ -319,7 +319,7 @@ plt.show()
 # rows holds is a question to the means and their spread over seeds.
 
 # %% [markdown] lang="zh"
-# 一个点是一个种子，穿过它的竖线是一千张测试图像留下的不确定，虚线是均值。
+# 一个点是一个种子，穿过它的竖线是一千张测试图像留下的不确定性，虚线是均值。
 #
 # ## 可以得出什么结论
 #
