@@ -71,14 +71,14 @@ def run_line(line: str, place: Path) -> None:
     """A line for the shell; what sets the environment up is left to the tests of README and CONTRIBUTING."""
     if line in ("make train", ". .venv/bin/activate"):
         return
-    if "--memory" in line:  # this process may hold more by now
+    if "--memory" in line or "resnet18" in line:  # a budget that this process exceeds by now, or what it would keep
         run_apart("-m", *line.split(), cwd=place)
     else:
         run_command(line)
 
 
 def run_python(code: str, place: Path) -> None:
-    if "limits.memory" in code:
+    if "limits.memory" in code or "resnet18" in code:
         run_apart("-c", code, cwd=place)
     else:
         exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})

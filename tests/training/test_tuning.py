@@ -329,7 +329,7 @@ def test_the_memory_plan_stays(cache: Path, always: None, pictures: Path, tmp_pa
 
 
 def test_code_of_two_precisions_is_held_side_by_side(pictures: Path):
-    wanted = small_recipe(pictures, model__name="resnet20-cifar", data__image_size=32, limits__memory="4GiB")
+    wanted = small_recipe(pictures, model__name="resnet20-cifar", data__image_size=32, limits__memory="8GiB")
     data_set = open_data_set(wanted.data.name)
     wanted = wanted.replace({"training.precision": "fp32"})
     plan = make_plan(wanted, resolve_recipe(wanted, data_set, CPU), data_set, CPU)
