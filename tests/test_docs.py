@@ -1,8 +1,10 @@
 """The pages of docs/: what they tell to do is done, their links lead somewhere, and a site can be built of them."""
 
 import gzip
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import shutil
 import struct
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,11 +27,12 @@ from torchvision.models import resnet18
 import candid
 from candid.cli import app
 from candid.recipe import list_keys
+from candid.recipes import find_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-FOLLOWED = ["index.md", "python.md", *(page for page in PAGES if page.startswith("guides/"))]
+FOLLOWED = ["index.md", "python.md", "weights.md", *(page for page in PAGES if page.startswith("guides/"))]
 IN_THE_TREE = "\n## With a name\n"
 """From where on a guide changes the tree."""
 
@@ -46,6 +50,7 @@ def place(here: Path) -> Path:
     """A folder as the guides suppose it."""
     make_pictures(here / "pictures", per_class=10)
     draw("cross", 99, side=60).save(here / "holiday.jpg")
+    (here / "names.txt").write_text("circle\ncross\nstripes\n")
     (here / "new-pictures").mkdir()
     draw("circle", 98).save(here / "new-pictures" / "1.png")
     return here
@@ -124,6 +129,42 @@ def test_what_is_shown_for_several_processes_is_understood():
     launcher, arguments = re.findall(r"^(torchrun .*) -m candid train (.*)$", text, flags=re.MULTILINE)[0]
     assert launcher == "torchrun --nproc-per-node 2"  # run in tests/training/test_ranks.py
     typer.main.get_command(app).commands["train"].make_context("train", arguments.split())
+
+
+FINE_TUNING = candid.Recipe().override(["model.weights=FILE", "model.freeze=backbone"])
+"""A recipe in which every key may be set."""
+PROSE = [*(f"docs/{page}" for page in PAGES if not page.startswith("lessons/")), "README.md", "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", PROSE)
+def test_what_its_sentences_tell_to_type_exists(page: str):
+    keys = list_keys()
+    key = rf"(?:{'|'.join({key.partition('.')[0] for key in keys if '.' in key})})\.[a-z_]+"
+    for code in re.findall(r"`([^`]+)`", without_code((ROOT / page).read_text())):
+        match code.split():
+            case ["candid", name, *arguments] if name != "COMMAND":
+                check_command(name, arguments)
+            case ["make", target]:
+                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), code
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module), code
+            case [name, *_] if called := re.match(r"candid(?:\.\w+)+(?=\(|$)", name):
+                assert pkgutil.resolve_name(called[0]), code
+            case [assignment] if re.fullmatch(rf"{key}=\S+", assignment):
+                FINE_TUNING.override([assignment])
+            case [name] if re.fullmatch(key, name) and not (ROOT / "candid" / name.replace(".", "/")).exists():
+                assert name in keys
+
+
+def check_command(name: str, arguments: list[str]) -> None:
+    """A command of candid in a sentence, where arguments may be left out or be called by what they are."""
+    command = typer.main.get_command(app).commands[name]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in arguments if word.startswith("-")} <= options, arguments
+    recipes = [find_recipe(word) for word in arguments if word.startswith("papers/")]
+    assignments = [value for option, value in pairwise(arguments) if option == "--set" and value != "PART.KEY=VALUE"]
+    for recipe in recipes or [FINE_TUNING]:
+        recipe.override(assignments)
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
