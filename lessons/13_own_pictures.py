@@ -338,7 +338,7 @@ assert accuracies["deep, usual"] < accuracies["deep"]
 # ## 概率有多可信
 #
 # 网络说 90 % 时，这样的情形十次里应当答对九次。训练出来的网络答对的往往比它自己说的少。Guo 等人发现，
-# 一个数就能改正大部分：把所有 logits 除以一个温度 $T$，它使验证集上的损失最小。
+# 一个数就能改正大部分：把所有 logit 除以一个温度 $T$，它使验证集上的损失最小。
 # 这不会改变任何一个答案。candid 在每次训练结束时求出 $T$，它给出的所有概率都用上了这个温度。
 
 # %%
@@ -490,8 +490,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown] lang="en"
-# The points are three seeds, which also draw the pictures: so much depends on which they are. The fewer pictures there
-# are, the more the weights are worth.
+# The points are three seeds, which also draw the pictures: so much depends on which they are. Where pictures are few,
+# the weights are worth more than where there are many.
 #
 # ## Exercises
 #
@@ -501,7 +501,8 @@ plt.show()
 # that nothing else has changed.
 
 # %% [markdown] lang="zh"
-# 这些点来自三个随机种子，图像也由种子抽取：可见抽到哪些图像对结果影响多大。图像越少，现成的权重就越有价值。
+# 这些点来自三个随机种子，图像也由种子抽取：可见抽到哪些图像对结果影响多大。图像少的时候，
+# 现成的权重比图像多的时候更有价值。
 #
 # ## 练习
 #

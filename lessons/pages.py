@@ -167,7 +167,7 @@ def write_index(paths: Sequence[Path], language: str) -> str:
     lines = [f"# {words.title}", "", words.about, "", f"[{other}](../{words.other}/README.md)", ""]
     for path in paths:
         title = in_language(read_lesson(path), language).cells[0].source.partition("\n")[0].removeprefix("# ")
-        lines.append(f"- [{title}]({path.stem}.md) ([{words.notebook}]({path.stem}.ipynb))")
+        lines.append(f"- [{title}]({path.stem}.md) · [{words.notebook}]({path.stem}.ipynb)")
     return "\n".join([*lines, ""])
 
 
