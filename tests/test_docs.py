@@ -234,7 +234,7 @@ def pages_in(navigation: list[dict[str, str | list]]) -> Iterator[str]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make docs` builds, in a copy of the tree; a warning ends it."""
     tree = tmp_path_factory.mktemp("site")
-    for name in ("docs", "candid", "lessons"):
+    for name in ("docs", "candid", "lessons", "overrides"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("zensical.toml", "CONTRIBUTING.md", "Makefile"):
         shutil.copy(ROOT / name, tree / name)
@@ -267,6 +267,13 @@ def test_nothing_is_fetched_from_elsewhere(site: Path):
         assert not loaded, path
     for path in site.rglob("*.css"):
         assert not re.search(r"@import|url\([\"']?(?:https?:)?//", path.read_text()), path
+
+
+def test_every_page_says_its_language(site: Path):
+    for page in PAGES:
+        built = (site / re.sub(r"README\.md$", "index.md", page)).with_suffix(".html").read_text()
+        is_chinese = page.startswith("lessons/zh/") or page == "index.zh.md"
+        assert re.findall(r'<div lang="([^"]*)"', built) == ["zh-Hans" if is_chinese else "en"], page
 
 
 def test_every_formula_is_drawn(site: Path):
