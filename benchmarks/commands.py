@@ -9,6 +9,7 @@ from typing import Any
 from typer.main import get_command
 
 from candid.cli import app
+from candid.durable import write_file
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEADING = """# Commands
@@ -59,7 +60,7 @@ def describe(parameter: Any) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(write_page(), encoding="utf-8")
+    write_file(PAGE, write_page())
     print(f"docs/{PAGE.name}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tables import link
+from candid.durable import write_file
 from candid.recipe import Recipe
 from candid.recipes import GROUPS
 from candid.recipes.shipped import Group
@@ -49,7 +50,7 @@ def describe_training(recipe: Recipe) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(write_page(GROUPS), encoding="utf-8")
+    write_file(PAGE, write_page(GROUPS))
     print(f"{sum(len(group.recipes) for group in GROUPS)} recipes: docs/{PAGE.name}")
 
 

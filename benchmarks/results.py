@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from candid.durable import write_file
 from candid.evaluation import wilson_interval
 from candid.recipe import Recipe
 from candid.words import duration, interval, percent
@@ -73,7 +74,7 @@ def describe_row(recipe: Recipe, runs: list[FinishedRun]) -> list[str]:
 
 def main() -> None:
     """Write the page from the run folders on the command line."""
-    PAGE.write_text(write_page([FinishedRun.read(Path(path)) for path in sys.argv[1:]]), encoding="utf-8")
+    write_file(PAGE, write_page([FinishedRun.read(Path(path)) for path in sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 
+from candid.durable import write_file
 from candid.models import REGISTRY
 from candid.models.summary import summarize
 from candid.zoo import Entry, describe_family
@@ -95,8 +96,8 @@ def link(text: str) -> str:
 def main() -> None:
     """Write both files."""
     entries = list_entries()
-    TABLE.write_text(write_table(entries), encoding="utf-8")
-    PAGE.write_text(write_page(entries), encoding="utf-8")
+    write_file(TABLE, write_table(entries))
+    write_file(PAGE, write_page(entries))
     print(f"{len(entries)} networks: {TABLE.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 

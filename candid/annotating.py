@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,8 @@ FONT_SIZES_PX = (14, 96)
 """Of the smallest pictures and of the largest; between them, so many columns fit below a picture:"""
 COLUMNS = 40
 LONGEST_LABEL = 80
+FIRST_CJK = "\u2e80"
+"""From here on come Chinese, Japanese and Korean signs, which DejaVu Sans does not have."""
 SMALLEST_EXPLAINED_PX = 448
 """Side to which pictures are enlarged to be looked at; the network may see no more than 28 px of them."""
 LONGEST_STEM = 50
@@ -73,8 +76,9 @@ def explain(predictor: Predictor, prediction: Prediction) -> Image.Image:
 def with_label(image: Image.Image, label: str, least_width: int = 1) -> Image.Image:
     """The picture with a line of text in a bar below it, which is as wide as the text needs at least."""
     smallest, largest = FONT_SIZES_PX
-    font = ImageFont.truetype(_font_file(), min(max(smallest, image.width // (COLUMNS // 2)), largest))
     label = shorten(label, LONGEST_LABEL)
+    file = _font_file(is_cjk=max(label, default="") >= FIRST_CJK)
+    font = ImageFont.truetype(file, min(max(smallest, image.width // (COLUMNS // 2)), largest))
     height = round(1.6 * font.size)
     width = max(image.width, least_width, round(font.getlength(label)) + height // 2)
     labelled = Image.new("RGB", (width, image.height + height), "black")
@@ -93,8 +97,14 @@ def _stem(name: str) -> str:
     return (stem if dot else suffix).lstrip(".-")[:LONGEST_STEM] or "picture"
 
 
-def _font_file() -> str:
-    """DejaVu Sans, which comes with matplotlib, found without the time to import that."""
+@cache
+def _font_file(is_cjk: bool) -> str:
+    """DejaVu Sans, which comes with matplotlib, found without the time to import that; or a font for Chinese."""
+    if is_cjk:
+        from candid.report.theme import installed_cjk_fonts  # only now: with it comes matplotlib
+
+        for file in installed_cjk_fonts().values():
+            return file
     found = importlib.util.find_spec("matplotlib")
     assert found is not None, "candid depends on matplotlib"
     assert found.origin is not None, "a package has a file"

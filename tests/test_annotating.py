@@ -13,6 +13,7 @@ from candid.data.decoding import decode
 from candid.errors import InputError
 from candid.explaining import overlay
 from candid.predict import load
+from candid.report.theme import installed_cjk_fonts
 
 
 def ink(image: Image.Image) -> int:
@@ -32,6 +33,11 @@ def test_a_label_can_be_read_whatever_the_size_of_the_picture(size: tuple[int, i
     assert edges[:, 0].max() == edges[:, -1].max() == edges[0].max() == edges[-1].max() == 0  # nothing is cut off
     left = (labelled.width - width) // 2
     assert np.asarray(labelled.crop((left, 0, left + width, height))).min() == 255
+
+
+def test_chinese_names_are_written_where_a_font_has_them():
+    cat, dog = (np.asarray(with_label(Image.new("RGB", (50, 50)), name)) for name in ("猫", "狗"))
+    assert np.array_equal(cat, dog) == (not installed_cjk_fonts())  # without one, each sign is the same box
 
 
 def test_long_labels_keep_both_ends():

@@ -27,8 +27,9 @@ def draw_overlaid(theme: Theme, contenders: Sequence[Contender], curve: Curve) -
         points = [(epoch, value) for epoch, value in values if value is not None]
         if points:
             color, line = theme.series[place % len(theme.series)], ("-", "--", ":")[place // len(theme.series) % 3]
-            label = shorten(contender.label, NAME_WIDTH)
-            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=1.5, label=label)
+            marker = MARKERS[place % len(MARKERS)] if len(points) == 1 else ""  # a line through one point is invisible
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, linewidth=1.5, marker=marker,
+                      label=shorten(contender.label, NAME_WIDTH))  # fmt: skip
     axes.set(xlabel="epoch", title=TITLES[curve])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if curve == "validation_accuracy":

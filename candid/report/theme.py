@@ -68,12 +68,17 @@ def _render(draw: Draw, theme: Theme, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def installed_cjk_fonts() -> dict[str, str]:
+    """Names and files of the fonts here that have Chinese signs, the best first."""
+    files = {font.name: font.fname for font in fontManager.ttflist}
+    return {name: files[name] for name in CJK_FONTS if name in files}
+
+
 @contextmanager
 def _style(theme: Theme) -> Generator[None, None, None]:
     """Matplotlib's settings for a theme, put back at the end."""
-    installed = {font.name for font in fontManager.ttflist}
     settings: dict[Any, Any] = {
-        "font.family": ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)],
+        "font.family": ["DejaVu Sans", *installed_cjk_fonts()],
         "font.size": 9,
         "text.parse_math": False,  # a class may be called "$x"
         "svg.fonttype": "none",

@@ -13,7 +13,9 @@ from candid.errors import InputError
 from candid.kept_evaluation import load_evaluation, save_evaluation
 from candid.models import count_parameters
 from candid.recipe import Recipe
+from candid.report.comparison_figures import draw_overlaid
 from candid.report.side_by_side import read_side_by_side
+from candid.report.theme import LIGHT
 from candid.scores import Pairing
 
 CLASSES = ("circle", "cross", "<b>stripes")
@@ -143,6 +145,14 @@ def test_the_page_replaces_itself_and_no_other_file(seeds: list[Path], here: Pat
         f"{mine} is no comparison that candid wrote, so it stays as it is. Give another --out FILE.\n",
     )
     assert mine.read_text() == "<p>mine</p>"
+
+
+def test_a_run_of_one_epoch_is_a_point_among_the_curves(seeds: list[Path]):
+    results = seeds[0] / "results.csv"
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:2]))
+    lines = draw_overlaid(LIGHT, read_side_by_side(seeds).contenders, "train_loss").axes[0].lines
+    assert [len(line.get_xdata()) == 1 for line in lines] == [True, False, False]
+    assert [line.get_marker() == "" for line in lines] == [False, True, True]
 
 
 def test_one_run_has_nothing_to_be_compared_with(seeds: list[Path]):
