@@ -8,7 +8,7 @@ from pathlib import Path
 
 MAX_FILE_BYTES = 2**30
 """More than any picture has that is decoded; a file with holes in it may claim any size."""
-CALL_BYTES = 128
+CALL_BYTES = 256
 """What a call counts for at least: to read byte by byte takes as long as to read so many at once."""
 
 
