@@ -245,12 +245,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree / "site"
 
 
+def built(page: str) -> str:
+    """What a page's file is called in the site."""
+    return re.sub(r"README\.md$", "index.md", page).removesuffix(".md") + ".html"
+
+
 def test_every_page_is_built_and_its_links_lead_to_files(site: Path):
-    built = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
-    expected = {re.sub(r"README\.md$", "index.md", page).replace(".md", ".html") for page in PAGES}
-    assert set(built) == expected | {"404.html"}
+    texts = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
+    expected = set(map(built, PAGES))
+    assert set(texts) == expected | {"404.html"}
     for page in expected:
-        for link in re.findall(r'(?:href|src)="([^"#?:]+)["#?]', built[page]):
+        for link in re.findall(r'(?:href|src)="([^"#?:]+)["#?]', texts[page]):
             assert ((site / page).parent / unquote(link)).exists(), f"{page}: {link}"
 
 
@@ -271,17 +276,15 @@ def test_nothing_is_fetched_from_elsewhere(site: Path):
 
 def test_every_page_says_its_language(site: Path):
     for page in PAGES:
-        built = (site / re.sub(r"README\.md$", "index.md", page)).with_suffix(".html").read_text()
-        is_chinese = page.startswith("lessons/zh/") or page == "index.zh.md"
-        assert re.findall(r'<div lang="([^"]*)"', built) == ["zh-Hans" if is_chinese else "en"], page
+        language = "zh-Hans" if page.startswith("lessons/zh/") or page == "index.zh.md" else "en"
+        assert re.findall(r'<div lang="([^"]*)"', (site / built(page)).read_text()) == [language], page
 
 
 def test_every_formula_is_drawn(site: Path):
     for page in (page for page in PAGES if page.startswith("lessons/")):
         text = re.sub(r"`[^`\n]*`|^ {4}.*", "", without_code((DOCS / page).read_text()), flags=re.MULTILINE)
         formulas = re.findall(r"\$\$[^$]+\$\$|\$[^$]+\$", text)
-        built = (site / re.sub(r"README\.md$", "index.md", page)).with_suffix(".html").read_text()
-        assert built.count("<math") == len(formulas), page
+        assert (site / built(page)).read_text().count("<math") == len(formulas), page
 
 
 def test_formulas_become_mathml_and_code_stays():
