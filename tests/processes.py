@@ -74,9 +74,15 @@ def has_children_left(process: ForkServerProcess) -> bool:
     return True
 
 
-def kill(process: ForkServerProcess) -> None:
+def send(process: ForkServerProcess, signal_number: signal.Signals) -> None:
+    """Send a signal, if it is there still."""
+    assert process.pid is not None
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid or 0, signal.SIGKILL)
+        os.kill(process.pid, signal_number)
+
+
+def kill(process: ForkServerProcess) -> None:
+    send(process, signal.SIGKILL)
     process.join(30)
 
 
