@@ -20,10 +20,9 @@ MOST_STARTS_OF_ONE_RUN = 60
 
 def is_saving(out: Path, since_ns: int) -> bool:
     """Whether a save is unfinished; those that an earlier process was killed in are older than `since_ns`."""
-    for unfinished in [*out.rglob(".*.partial"), *out.parent.glob(".*.partial")]:
-        with contextlib.suppress(FileNotFoundError):
-            if unfinished.stat().st_mtime_ns > since_ns:
-                return True
+    with contextlib.suppress(FileNotFoundError):  # gone while it was looked at: that save is finished
+        unfinished = [*out.rglob(".*.partial"), *out.parent.glob(".*.partial")]
+        return any(path.stat().st_mtime_ns > since_ns for path in unfinished)
     return False
 
 
